@@ -1,0 +1,335 @@
+#!/usr/bin/env python3
+"""Embeds texts and pictures with a folder that `zoo export` wrote, without torch and without the zoo.
+
+python embed.py FOLDER --text "a red fish" --image fish.png --instruction "what is this?"
+python embed.py FOLDER --jsonl items.jsonl --side document --out vectors.npy
+python embed.py FOLDER --check
+
+from embed import Embedder
+model = Embedder("FOLDER")
+scores = model.encode_query(["a red fish"]) @ model.encode_document([Path("fish.png"), Path("cat.png")]).T
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+try:
+    import numpy as np
+    import onnxruntime
+    from PIL import Image, ImageOps
+    from tokenizers import Tokenizer
+except ImportError as error:
+    raise ImportError(f"embed.py needs {error.name}: pip install onnxruntime numpy pillow tokenizers") from error
+
+FORMAT = 1
+_VIEWS = {"query": "query", "document": "target"}
+_FIELDS = ("text", "image", "images", "instruction")
+_ATTENTION_CELLS = 2**26  # the vision graph needs memory for pictures x patches^2 x heads: so many cells at a time
+
+
+class EmbedError(ValueError):
+    """A folder or an item that can't be used; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to embed. `images` are paths, encoded bytes or PIL images."""
+
+    text: str | None = None
+    images: tuple[Any, ...] = ()
+    instruction: str | None = None
+
+
+class Embedder:
+    """Embeds texts, pictures and mixes of them.
+
+    One thing to embed is a str (text), a Path, bytes or PIL image (picture), or a dict with any of `text`, `image` (or
+    `images`) and `instruction`, in which a str under `image` is a path.
+
+    Args:
+        folder: what `zoo export` wrote.
+        threads: for onnxruntime; None = all cores.
+        providers: onnxruntime's execution providers, first choice first.
+
+    Raises:
+        EmbedError: a file of the folder is missing or truncated, or a newer zoo wrote it.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, threads: int | None = None, providers: Sequence[str] = ("CPUExecutionProvider",)
+    ) -> None:
+        self.folder = Path(folder)
+        self.manifest = _manifest(self.folder)
+        self.name: str = self.manifest["name"]
+        self.dim: int = self.manifest["dim"]
+        self._options = onnxruntime.SessionOptions()
+        self._options.log_severity_level = 3  # errors
+        self._options.intra_op_num_threads = threads or 0
+        self._providers = list(providers)
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._arrays = _arrays(self.folder, self.manifest["processor"])
+
+    def encode_query(self, items: Any, **options: Any) -> np.ndarray[Any, Any]:
+        """`encode` with the prompt of queries."""
+        return self.encode(items, side="query", **options)
+
+    def encode_document(self, items: Any, **options: Any) -> np.ndarray[Any, Any]:
+        """`encode` with the prompt of documents (candidates)."""
+        return self.encode(items, side="document", **options)
+
+    def encode(
+        self, items: Any, *, side: str = "document", instruction: str | None = None, batch_size: int = 32
+    ) -> np.ndarray[Any, Any]:
+        """Things -> unit vectors (N, E) float32 in the order given; (E,) for one thing.
+
+        Args:
+            items: one thing (see the class) or a list of them.
+            side: "query" or "document": whose prompt to use.
+            instruction: for items that have none of their own.
+            batch_size: how many items run at once.
+
+        Raises:
+            EmbedError: an item can't be used; names its position.
+        """
+        if side not in _VIEWS:
+            raise EmbedError(f"side must be 'query' or 'document', not '{side}'")
+        single = isinstance(items, str | bytes | Path | Mapping | Item | Image.Image)
+        listed = [_item(thing, instruction, i) for i, thing in enumerate([items] if single else items)]
+        order = sorted(range(len(listed)), key=lambda i: (len(listed[i].images), len(listed[i].text or "")))
+        vectors = np.zeros((len(listed), self.dim), np.float32)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            vectors[rows] = self._embed([listed[row] for row in rows], rows, side)
+        return vectors[0] if single else vectors
+
+    def check(self) -> dict[str, float]:
+        """Embed the golden items of the folder: description -> largest difference to the vector that torch gave."""
+        items = json.loads((self.folder / self.manifest["golden"]).read_text("utf-8"))
+        differences = {}
+        for item in items:
+            images = tuple(self.folder / image for image in item["images"])
+            vector = self.encode(Item(item["text"], images, item["instruction"]), side=item["side"])
+            differences[item["name"]] = float(np.abs(vector - np.array(item["vector"], np.float32)).max())
+        return differences
+
+    def verify_files(self) -> None:
+        """Raise EmbedError if a file is not the one that was exported (sha256)."""
+        for name, entry in self.manifest["files"].items():
+            with (self.folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                    raise EmbedError(
+                        f"{self.folder / name} was changed after the export; copy or export the folder again"
+                    )
+
+    def _embed(self, items: list[Item], rows: list[int], side: str) -> np.ndarray[Any, Any]:
+        images = [[_open(image, f"item {row}") for image in item.images] for item, row in zip(items, rows, strict=True)]
+        query = _VIEWS[side] in self.manifest["processor"]["query_views"]
+        try:
+            arrays = self._arrays([i.text for i in items], images, [i.instruction for i in items], query)
+        except ValueError as error:
+            if len(items) == 1:
+                raise EmbedError(f"item {rows[0]}: {error}") from error
+            for item, row in zip(items, rows, strict=True):
+                self._embed([item], [row], side)  # finds the culprit
+            raise
+        arrays["image_features"] = self._image_features(arrays)
+        vectors: np.ndarray[Any, Any] = self._run("language", arrays)
+        return vectors
+
+    def _image_features(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        if "patches" not in arrays:  # text only: one row that no token asks for
+            shape = next(
+                i["shape"] for i in self.manifest["graphs"]["language"]["inputs"] if i["name"] == "image_features"
+            )
+            return np.zeros((1, 1, shape[-1]), np.float32)
+        count, patches = arrays["patches"].shape[:2]
+        step = max(1, _ATTENTION_CELLS // patches**2)
+        names = ("patches", "patch_positions", "patch_mask")
+        parts = [self._run("vision", {n: arrays[n][i : i + step] for n in names}) for i in range(0, count, step)]
+        return np.concatenate(parts)
+
+    def _run(self, graph: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        if graph not in self._sessions:  # at first use: a text search never loads the vision graph
+            path = self.folder / self.manifest["graphs"][graph]["file"]
+            self._sessions[graph] = onnxruntime.InferenceSession(str(path), self._options, providers=self._providers)
+        inputs = {entry["name"]: arrays[entry["name"]] for entry in self.manifest["graphs"][graph]["inputs"]}
+        result: np.ndarray[Any, Any] = self._sessions[graph].run(None, inputs)[0]
+        return result
+
+
+# ---- the folder ------------------------------------------------------------------------------------------------------
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise EmbedError(
+            f"{folder} is no export: it has no manifest.json (write one with: zoo export NAME --to {folder})"
+        )
+    manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    if manifest["format"] > FORMAT:
+        raise EmbedError(f"{folder} has format {manifest['format']}; use the embed.py that lies in it")
+    for name, entry in manifest["files"].items():
+        if not (folder / name).is_file():
+            raise EmbedError(f"{folder / name} is missing; copy or export the folder again")
+        if (folder / name).stat().st_size != entry["bytes"]:
+            raise EmbedError(f"{folder / name} is truncated or changed; copy or export the folder again")
+    return manifest
+
+
+def _arrays(folder: Path, spec: Mapping[str, Any]) -> Any:
+    """Prompt, patches and positions, by the code that the model was trained with; it lies in the folder."""
+    code = _module(folder / spec["code"])
+    settings = {key: spec[key] for key in ("position_mode", "padding_side", "max_length", "pad_token")}
+    return code.VlmArrays(
+        Tokenizer.from_file(str(folder / spec["tokenizer"])),
+        template=code.Template(**spec["template"]),
+        pixels=code.Pixels(**spec["pixels"]),
+        **settings,
+    )
+
+
+def _module(path: Path) -> ModuleType:
+    name = (
+        f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"  # folders may differ in version
+    )
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise EmbedError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- items -----------------------------------------------------------------------------------------------------------
+
+
+def _item(thing: Any, instruction: str | None, position: int) -> Item:
+    name = f"item {position}"
+    if isinstance(thing, str):
+        item = Item(text=thing)
+    elif isinstance(thing, Path | bytes | Image.Image):
+        item = Item(images=(thing,))
+    elif isinstance(thing, Mapping):
+        item = _item_of_fields(thing, name)
+    elif isinstance(thing, Item):
+        item = thing
+    else:
+        raise EmbedError(f"{name}: a {type(thing).__name__} can't be embedded; give a text, a picture, or a dict")
+    if item.text is not None and not item.text.strip():
+        raise EmbedError(f"{name}: the text is empty; leave it out for an item without text")
+    if item.text is None and not item.images:
+        raise EmbedError(f"{name}: neither text nor picture, there is nothing to embed")
+    return Item(item.text, item.images, item.instruction if item.instruction is not None else instruction)
+
+
+def _item_of_fields(fields: Mapping[str, Any], name: str) -> Item:
+    unknown = [key for key in fields if key not in _FIELDS]
+    if unknown:
+        raise EmbedError(f"{name}: unknown field '{unknown[0]}' (there are {', '.join(_FIELDS)})")
+    images: list[Any] = []
+    for key in ("image", "images"):
+        value = fields.get(key)
+        if value is not None:
+            images += value if isinstance(value, list | tuple) else [value]
+    pictures = tuple(Path(image) if isinstance(image, str) else image for image in images)
+    return Item(fields.get("text"), pictures, fields.get("instruction"))
+
+
+def _open(source: Any, name: str) -> Image.Image:
+    """A picture as RGB: turned as its camera noted, transparency on white."""
+    try:
+        if isinstance(source, Image.Image):
+            picture = source
+        else:
+            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+    except FileNotFoundError as error:
+        raise EmbedError(f"{name}: there is no file '{source}'") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        label = source if isinstance(source, str | Path) else "the picture"
+        raise EmbedError(f"{name}: {label} can't be read as a picture: {error}") from error
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser("embed.py", description="Embed texts and pictures with an exported folder.")
+    parser.add_argument("folder", type=Path, help="what `zoo export` wrote")
+    parser.add_argument("--text", help="the text of the item")
+    parser.add_argument(
+        "--image", type=Path, action="append", default=[], help="a picture of the item; may be repeated"
+    )
+    parser.add_argument("--instruction", help="what to look for in the item")
+    parser.add_argument("--jsonl", type=Path, help="many items: a file of lines with text, image(s) and instruction")
+    parser.add_argument(
+        "--side", choices=list(_VIEWS), default="document", help="whose prompt to use (default document)"
+    )
+    parser.add_argument("--out", type=Path, help="write the vectors here as .npy instead of printing them")
+    parser.add_argument("--threads", type=int, help="processor threads; default all")
+    parser.add_argument("--check", action="store_true", help="verify all files and the golden items")
+    args = parser.parse_args(arguments)
+    try:
+        model = Embedder(args.folder, threads=args.threads)
+        if args.check:
+            return _check(model)
+        vectors = model.encode(list(_requested(args)), side=args.side)
+        if args.out is None:
+            for vector in vectors:
+                print(json.dumps([round(float(value), 7) for value in vector]))
+        else:
+            with args.out.open("wb") as file:  # np.save would append .npy to another name
+                np.save(file, vectors)
+            print(f"{args.out}: {len(vectors)} vectors of {model.dim} values")
+    except (EmbedError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _requested(args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
+    if args.jsonl is None:
+        yield {"text": args.text, "images": args.image, "instruction": args.instruction}
+        return
+    if args.text is not None or args.image:
+        raise EmbedError("give either --jsonl, or --text and --image")
+    for number, line in enumerate(args.jsonl.read_text("utf-8").splitlines(), 1):
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise EmbedError(f"{args.jsonl}, line {number}: no JSON ({error})") from error
+        yield {"instruction": args.instruction, **fields}
+
+
+def _check(model: Embedder) -> int:
+    model.verify_files()
+    differences = model.check()
+    allowed: float = model.manifest["tolerance"]
+    for name, difference in differences.items():
+        print(f"{difference:.1e}  {name}")
+    worst = max(differences.values())
+    print(f"{model.name}: largest difference to torch {worst:.1e}, allowed {allowed:.0e}")
+    return 0 if worst <= allowed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

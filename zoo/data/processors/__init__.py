@@ -1,0 +1,1 @@
+"""Samples to tensors, one file per kind of model input."""

@@ -1,0 +1,251 @@
+"""Prompt, tokens, patches and positions of a Qwen2-VL style encoder, in numpy.
+
+This file is the whole geometry of the model's input: training uses it through `VlmProcessor`, and `zoo export` copies it,
+as it stands, beside the exported graphs. It therefore imports nothing but numpy, Pillow and tokenizers.
+
+Shapes: R rows, T tokens, I images of all rows, P patches of an image (padded), C values of a patch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Template:
+    r"""How an item becomes a prompt: `prefix + separator.join(parts) + suffix`, parts being those of `order` it has.
+
+    Args:
+        image: what stands for one picture; must hold `<|image_pad|>`, which grows to one token per merged patch.
+        instruction: format of the instruction part, with the field `{instruction}`.
+        query_suffix: added on the query side in front of `suffix` (VLM2Vec ends its queries with a newline).
+        order: the order of the parts `image`, `instruction`, `text`.
+    """
+
+    prefix: str = ""
+    suffix: str = ""
+    query_suffix: str = ""
+    separator: str = " "
+    image: str = "<|image_pad|>"
+    instruction: str = "{instruction}"
+    order: tuple[str, ...] = ("image", "instruction", "text")
+
+    def render(self, text: str | None, images: int, instruction: str | None, query: bool) -> str:
+        """The prompt, each picture still one placeholder."""
+        parts = {
+            "image": self.image * images,
+            "instruction": self.instruction.format(instruction=instruction.strip()) if instruction else "",
+            "text": text or "",
+        }
+        body = self.separator.join(parts[name] for name in self.order if parts[name])
+        return self.prefix + body + (self.query_suffix if query else "") + self.suffix
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a picture becomes patches. Defaults: the preprocessor_config of Qwen2-VL (mean and std are CLIP's)."""
+
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing: multiples of patch x merge, within the pixel budget, aspect ratio kept.
+
+        The rule of Qwen2-VL's image processor (`smart_resize`). Raises ValueError for an aspect ratio above 200.
+        """
+        factor = self.patch_size * self.merge_size
+        if max(height, width) / min(height, width) > 200:
+            raise ValueError(f"aspect ratio of {width}x{height} is above 200")
+        rows, columns = round(height / factor) * factor, round(width / factor) * factor
+        if rows * columns > self.max_pixels:
+            beta = math.sqrt(height * width / self.max_pixels)
+            rows = max(factor, math.floor(height / beta / factor) * factor)
+            columns = max(factor, math.floor(width / beta / factor) * factor)
+        elif rows * columns < self.min_pixels:
+            beta = math.sqrt(self.min_pixels / (height * width))
+            rows = math.ceil(height * beta / factor) * factor
+            columns = math.ceil(width * beta / factor) * factor
+        return rows, columns
+
+    def patches(self, image: Image.Image) -> tuple[np.ndarray[Any, Any], tuple[int, int]]:
+        """An RGB picture -> its patches (P, C) in merge-block order, and the grid (rows, columns) in patches."""
+        height, width = self.size(image.height, image.width)
+        if (image.width, image.height) != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        values = (np.asarray(image, np.float32) / 255.0 - np.float32(self.mean)) / np.float32(self.std)
+        p, m = self.patch_size, self.merge_size
+        rows, columns = height // p, width // p
+        # (rows/m, m, p, columns/m, m, p, 3) -> blocks of m x m patches, channel first inside a patch
+        blocks = values.reshape(rows // m, m, p, columns // m, m, p, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+        frames = np.repeat(blocks.reshape(rows * columns, 3, 1, p, p), self.temporal_patch_size, axis=2)
+        return np.ascontiguousarray(frames.reshape(rows * columns, -1)), (rows, columns)
+
+
+def grid_positions(rows: int, columns: int, merge: int) -> np.ndarray[Any, Any]:
+    """(rows*columns, 2) row and column of every patch, in merge-block order."""
+    grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1)
+    blocks = grid.reshape(rows // merge, merge, columns // merge, merge, 2).transpose(0, 2, 1, 3, 4)
+    return np.ascontiguousarray(blocks.reshape(-1, 2))
+
+
+def rope_positions(spans: Sequence[int | tuple[int, int]]) -> np.ndarray[Any, Any]:
+    """M-RoPE positions (3, T) of a sequence of text runs (their length) and pictures (rows, columns in merged patches).
+
+    Text advances all three axes by one. A picture starts at the running position s: temporal s, height s + row,
+    width s + column; what follows continues at s + max(rows, columns) (Qwen2-VL, arXiv:2409.12191, section 2.1).
+    """
+    parts, start = [], 0
+    for span in spans:
+        if isinstance(span, int):
+            parts.append(np.broadcast_to(np.arange(start, start + span), (3, span)))
+            start += span
+        else:
+            rows, columns = np.indices(span).reshape(2, -1) + start
+            parts.append(np.stack([np.full_like(rows, start), rows, columns]))
+            start += max(span)
+    return np.concatenate(parts, axis=1) if parts else np.zeros((3, 0), np.int64)
+
+
+@dataclass
+class VlmArrays:
+    """Items to model inputs. Picklable, holds no weights.
+
+    Args:
+        tokenizer: with the special tokens of the template; must know `<|image_pad|>`.
+        position_mode: "mrope", or "flat" = one running number on all three axes (what VLM2Vec's weights were trained with).
+        padding_side: the encoder takes either.
+        max_length: longest prompt in tokens, pictures included. Text is shortened to fit; picture tokens never are.
+    """
+
+    tokenizer: Tokenizer
+    template: Template = field(default_factory=Template)
+    pixels: Pixels = field(default_factory=Pixels)
+    position_mode: Literal["mrope", "flat"] = "mrope"
+    padding_side: Literal["left", "right"] = "right"
+    max_length: int = 4096
+    pad_token: str = "<|endoftext|>"
+    shortened: int = 0
+
+    def __post_init__(self) -> None:
+        ids = {token: self.tokenizer.token_to_id(token) for token in ("<|image_pad|>", self.pad_token)}
+        for token, token_id in ids.items():
+            if token_id is None:
+                raise ValueError(f"the tokenizer has no token '{token}'")
+        self.image_id, self.pad_id = ids["<|image_pad|>"], ids[self.pad_token]
+
+    def __call__(
+        self,
+        texts: Sequence[str | None],
+        images: Sequence[Sequence[Image.Image]],
+        instructions: Sequence[str | None],
+        query: bool,
+    ) -> Arrays:
+        """R items -> input_ids, attention_mask, image_index (R, T), position_ids (R, 3, T), instructed (R,) and, where
+        there are pictures, patches (I, P, C), patch_positions (I, P, 2), patch_mask (I, P), image_rows (I,).
+
+        `image_index` says for every token which row of the flattened picture features (I * P/merge^2, width) stands in
+        its place; it counts where `input_ids` is the picture token and is 0 elsewhere.
+        """
+        cut = [[self.pixels.patches(image) for image in row] for row in images]
+        most_patches = max((len(p) for row in cut for p, _ in row), default=0)
+        slots = most_patches // self.pixels.merge_size**2  # feature rows that every picture takes, padding included
+        rows, first_image = [], 0
+        for text, row, instruction in zip(texts, cut, instructions, strict=True):
+            grids = [grid for _, grid in row]
+            rows.append(self._row(text, grids, instruction, query, first_image * slots, slots))
+            first_image += len(row)
+        arrays = self._pad(rows)
+        arrays["instructed"] = np.array([bool(i) for i in instructions])
+        if most_patches:
+            arrays |= self._pad_patches(cut, most_patches)
+        return arrays
+
+    def _row(
+        self, text: str | None, grids: list[tuple[int, int]], instruction: str | None, query: bool, first: int, slots: int
+    ) -> tuple[list[int], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        merge = self.pixels.merge_size
+        merged = [(rows // merge, columns // merge) for rows, columns in grids]
+        room = self.max_length - sum(rows * columns - 1 for rows, columns in merged)
+        ids, index, spans, run, seen = [], [], list[int | tuple[int, int]](), 0, 0
+        for token in self._tokens(text, len(grids), instruction, query, room):
+            if token != self.image_id:
+                ids.append(token)
+                index.append(0)
+                run += 1
+                continue
+            if seen == len(merged):
+                raise ValueError("the text holds the picture token <|image_pad|>; remove it, the template places pictures")
+            count = math.prod(merged[seen])
+            ids += [token] * count
+            index += range(first + seen * slots, first + seen * slots + count)
+            spans += [run, merged[seen]] if run else [merged[seen]]
+            run, seen = 0, seen + 1
+        positions = rope_positions([*spans, run])
+        if self.position_mode == "flat":
+            positions = rope_positions([len(ids)])
+        return ids, np.array(index), positions
+
+    def _tokens(self, text: str | None, images: int, instruction: str | None, query: bool, room: int) -> list[int]:
+        def encode(words: str | None) -> list[int]:
+            prompt = self.template.render(words, images, instruction, query)
+            return list(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+
+        ids = encode(text)
+        if len(ids) <= room:
+            return ids
+        offsets = self.tokenizer.encode(text or "", add_special_tokens=False).offsets
+        keep = len(offsets)
+        while len(ids) > room:
+            keep -= len(ids) - room
+            if keep <= 0:
+                raise ValueError(f"prompt and pictures alone take more than max_length={self.max_length} tokens")
+            ids = encode((text or "")[: offsets[keep - 1][1]])
+        self.shortened += 1
+        return ids
+
+    def _pad(self, rows: list[tuple[list[int], np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> Arrays:
+        count, longest = len(rows), max((len(ids) for ids, _, _ in rows), default=0)
+        arrays = {
+            "input_ids": np.full((count, longest), self.pad_id, np.int64),
+            "attention_mask": np.zeros((count, longest), np.int64),
+            "image_index": np.zeros((count, longest), np.int64),
+            "position_ids": np.zeros((count, 3, longest), np.int64),
+        }
+        for r, (ids, index, positions) in enumerate(rows):
+            start = longest - len(ids) if self.padding_side == "left" else 0
+            span = slice(start, start + len(ids))
+            arrays["input_ids"][r, span] = ids
+            arrays["attention_mask"][r, span] = 1
+            arrays["image_index"][r, span] = index
+            arrays["position_ids"][r, :, span] = positions
+        return arrays
+
+    def _pad_patches(self, cut: list[list[tuple[np.ndarray[Any, Any], tuple[int, int]]]], most: int) -> Arrays:
+        flat = [(r, patches, grid) for r, row in enumerate(cut) for patches, grid in row]
+        arrays = {
+            "patches": np.zeros((len(flat), most, flat[0][1].shape[1]), np.float32),
+            "patch_positions": np.zeros((len(flat), most, 2), np.int64),
+            "patch_mask": np.zeros((len(flat), most), np.int64),
+            "image_rows": np.array([r for r, _, _ in flat], np.int64),
+        }
+        for i, (_, patches, grid) in enumerate(flat):
+            arrays["patches"][i, : len(patches)] = patches
+            arrays["patch_positions"][i, : len(patches)] = grid_positions(*grid, self.pixels.merge_size)
+            arrays["patch_mask"][i, : len(patches)] = 1
+        return arrays

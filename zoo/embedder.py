@@ -1,0 +1,303 @@
+"""What `zoo.load` returns: a model that owns everything between a thing and its vector."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from zoo.errors import NonFiniteError, SampleError, ZooError
+from zoo.items import is_single, padding_size, to_items
+from zoo.progress import counting
+from zoo.types import Inputs, Item, Sample
+
+if TYPE_CHECKING:
+    from zoo.bundle import StorageDtype
+    from zoo.module import EmbeddingModule
+
+Vectors = npt.NDArray[np.float32]
+Side = Literal["query", "document"]
+OnBad = Callable[[int, SampleError], None]
+_VIEWS: dict[str, str] = {"query": "query", "document": "target"}
+_AHEAD = 2  # batches that are decoded while the model works on another
+
+
+class Embedder:
+    """Embeds texts, pictures and mixes of them.
+
+    One thing to embed is
+        str                   a text (also if a file of that name exists)
+        Path, bytes, PIL      a picture: its file, its encoded bytes, or the image itself
+        dict                  any of `text`, `image` (or `images`) and `instruction`; a str under `image` is a path
+        Item                  the same, typed
+    Queries and documents are rendered by the prompt of their side; for most models the two differ, so embed the two
+    sides of a search with `encode_query` and `encode_document`.
+
+    Args:
+        module: in any state; is put in evaluation mode.
+        recipe: the parsed recipe that built it.
+        weights: where its weights came from, for people; None = random.
+    """
+
+    def __init__(self, module: EmbeddingModule, recipe: Mapping[str, Any], *, name: str, weights: str | None) -> None:
+        self.module = module.eval()
+        self.recipe = dict(recipe)
+        self.name = name
+        self.weights = weights
+        self._dim: int | None = None
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The recipe's card: paper, licence, measured figures."""
+        return dict(self.recipe.get("card") or {})
+
+    @property
+    def processor(self) -> Any:
+        """Samples to tensors (see `zoo.data.source.Processor`)."""
+        return self.module.processor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dim(self) -> int:
+        """E, the width of a vector."""
+        if self._dim is None:
+            _, vectors = next(self.stream([_probe(self)]))
+            self._dim = int(vectors.shape[1])
+        return self._dim
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.module.parameters())
+        weights = self.weights or "RANDOM WEIGHTS: its vectors mean nothing"
+        return f"Embedder({self.name}, {parameters / 1e6:.1f}M parameters, {self.device}, {weights})"
+
+    # ---- encoding ---------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        items: Any,
+        *,
+        side: Side = "document",
+        batch_size: int = 32,
+        instruction: str | None = None,
+        show_progress_bar: bool = False,
+        convert_to_numpy: bool = True,
+        truncate_dim: int | None = None,
+    ) -> Any:
+        """Things -> unit vectors, in the order given.
+
+        Args:
+            items: one thing (see the class) or a list of them.
+            side: whose prompt to use.
+            instruction: for items that have none of their own.
+            convert_to_numpy: else a torch tensor on the CPU.
+            truncate_dim: keep the first so many values and normalise again (for models trained that way).
+
+        Returns:
+            (N, E) float32, (E,) for one thing, (0, E) for an empty list.
+
+        Raises:
+            SampleError: an item can't be used; names its position. NonFiniteError: a vector is NaN or infinite.
+        """
+        single = is_single(items)
+        listed = to_items([items] if single else list(items), instruction)
+        if truncate_dim is not None and not 0 < truncate_dim <= self.dim:
+            raise ZooError(f"truncate_dim={truncate_dim} does not fit: {self.name} gives {self.dim} values")
+        vectors = np.zeros((len(listed), self.dim), np.float32)
+        with counting(len(listed), f"embedding with {self.name}", show=show_progress_bar) as advance:
+            for rows, part in self.stream(listed, side=side, batch_size=batch_size):
+                vectors[rows] = part
+                advance(len(rows))
+        if truncate_dim is not None:
+            vectors = _unit(vectors[:, :truncate_dim])
+        result = vectors[0] if single else vectors
+        return result if convert_to_numpy else torch.from_numpy(result)
+
+    def encode_query(self, items: Any, **options: Any) -> Any:
+        """`encode` with the prompt of queries."""
+        return self.encode(items, side="query", **options)
+
+    def encode_document(self, items: Any, **options: Any) -> Any:
+        """`encode` with the prompt of documents (candidates)."""
+        return self.encode(items, side="document", **options)
+
+    def stream(
+        self,
+        items: Sequence[Item],
+        *,
+        side: Side = "document",
+        batch_size: int = 32,
+        names: Sequence[str] | None = None,
+        on_bad: OnBad | None = None,
+    ) -> Iterator[tuple[list[int], Vectors]]:
+        """Positions and their vectors, batch by batch, in an order that saves padding.
+
+        Args:
+            names: of the items, for messages; default their positions.
+            on_bad: called with the position and the error of an item that can't be used, which is then left out;
+                None = raise.
+        """
+        if side not in _VIEWS:
+            raise ZooError(f"side must be 'query' or 'document', not '{side}'")
+        if batch_size < 1:
+            raise ZooError(f"batch_size must be at least 1, not {batch_size}")
+        view = _VIEWS[side]
+        samples = [Sample(names[i] if names else f"item {i}", {view: item}) for i, item in enumerate(items)]
+        # largest first: if the memory does not suffice, that shows at once
+        order = sorted(range(len(items)), key=lambda i: padding_size(items[i]), reverse=True)
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        for rows, inputs, bad in _ahead(lambda rows: self._prepared(samples, rows, view, on_bad is None), batches):
+            for row, error in bad:
+                assert on_bad is not None  # without it, preparing raises
+                on_bad(row, error)
+            if inputs is not None:
+                yield rows, self._vectors(inputs, [samples[row].id for row in rows])
+
+    def _prepared(
+        self, samples: Sequence[Sample], rows: list[int], view: str, strict: bool
+    ) -> tuple[list[int], Inputs | None, list[tuple[int, SampleError]]]:
+        """Inputs of the usable rows, and the errors of the others."""
+        try:
+            return rows, self.processor([samples[row] for row in rows]).views[view], []
+        except SampleError:
+            if strict:
+                raise
+        good, bad = [], []
+        for row in rows:
+            try:
+                self.processor([samples[row]])
+                good.append(row)
+            except SampleError as error:
+                bad.append((row, error))
+        return good, self.processor([samples[row] for row in good]).views[view] if good else None, bad
+
+    def _vectors(self, inputs: Inputs, names: list[str]) -> Vectors:
+        device = self.device
+        self.module.eval()
+        with torch.inference_mode():
+            vectors = self.module.encode({key: value.to(device) for key, value in inputs.items()}).vector.float().cpu()
+        finite = torch.isfinite(vectors).all(dim=1)
+        if not finite.all():
+            bad = [name for name, ok in zip(names, finite.tolist(), strict=True) if not ok]
+            listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+            raise NonFiniteError(
+                f"{self.name} gives values that are not finite for {listed}; half precision may overflow: "
+                "load it with dtype='float32'"
+            )
+        result: Vectors = vectors.numpy()
+        return result
+
+    # ---- comparing --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def similarity(a: Any, b: Any) -> Any:
+        """Cosine of all pairs, in fp32: (N, E) and (M, E) -> (N, M). Tensors if one of them is a tensor, else numpy."""
+        tensors = isinstance(a, Tensor) or isinstance(b, Tensor)
+        left, right = (_unit(np.atleast_2d(np.asarray(_numpy(x), np.float32))) for x in (a, b))
+        if left.shape[1] != right.shape[1]:
+            raise ZooError(f"vectors of {left.shape[1]} and of {right.shape[1]} values can't be compared")
+        cosine = left @ right.T
+        return torch.from_numpy(cosine) if tensors else cosine
+
+    # ---- identity ---------------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """sha256 over all that decides a vector: weights, architecture, prompt, preprocessing. Equal = comparable."""
+        digest = hashlib.sha256(json.dumps(vector_settings(self.recipe), sort_keys=True, default=str).encode())
+        for key, tensor in sorted(self.module.state_dict().items()):
+            if not key.startswith("objective."):
+                digest.update(key.encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        dtype: StorageDtype | None = None,
+    ) -> Path:
+        """Write a bundle that `zoo.load("path:FOLDER")` reads (see `zoo.bundle.write_bundle`)."""
+        from zoo.bundle import write_bundle
+
+        return write_bundle(self.module, self.recipe, folder, name=self.name, metrics=metrics, dtype=dtype)
+
+
+def vector_settings(recipe: Mapping[str, Any]) -> Any:
+    """The part of a recipe that decides vectors, files in it replaced by their digests."""
+    model = dict(recipe.get("model") or {})
+    training = ("objective", "optimizer", "scheduler", "chunk_size", "freeze")
+    model["init_args"] = {k: v for k, v in (model.get("init_args") or {}).items() if k not in training}
+    return _with_digests(model)
+
+
+def _with_digests(value: Any) -> Any:
+    from zoo.files import locate
+    from zoo.weights import sha256
+
+    if isinstance(value, Mapping):
+        # the class may be written short or with its module
+        return {k: str(v).rpartition(".")[2] if k == "class_path" else _with_digests(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_digests(v) for v in value]
+    if isinstance(value, str) and value.startswith("packaged:"):
+        return sha256(locate(value))
+    if isinstance(value, str) and len(value) < 4096 and "\n" not in value and Path(value).is_file():
+        return sha256(Path(value))
+    return value
+
+
+# ---- batches ahead, numbers -----------------------------------------------------------------------------------------
+
+
+def _probe(embedder: Embedder) -> Item:
+    """Something that the model can embed, to see how wide its vectors are."""
+    from PIL import Image
+
+    text, picture = Item(text="a"), Item(images=(Image.new("RGB", (64, 64)),))
+    try:
+        embedder.processor([Sample("probe", {"target": text})])
+    except (SampleError, ZooError):
+        return picture  # a model of pictures alone
+    return text
+
+
+def _ahead(prepare: Callable[[list[int]], Any], batches: Sequence[list[int]]) -> Iterator[Any]:
+    """Results of `prepare` in order, computed in another thread while the caller works on the one before."""
+    if len(batches) == 1:
+        yield prepare(batches[0])
+        return
+    with ThreadPoolExecutor(1, "zoo-processor") as pool:
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(prepare, batch))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _numpy(value: Any) -> Any:
+    return value.detach().float().cpu().numpy() if isinstance(value, Tensor) else value
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    norm = np.linalg.norm(vectors.astype(np.float32), axis=1, keepdims=True)
+    result: Vectors = (vectors / np.maximum(norm, np.finfo(np.float32).tiny)).astype(np.float32)
+    return result

@@ -1,0 +1,186 @@
+"""The export folder: graphs, tokenizer, the runtime itself, golden items, and the manifest that ties them together.
+
+Written whole or not at all, and only after the runtime in it has given torch's vectors.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import zoo
+from zoo.bundle import versions, whole_or_nothing
+from zoo.errors import RecipeError, ZooError
+from zoo.export.golden import ITEMS, write_golden
+from zoo.export.onnx import OPSETS, run_torch
+from zoo.export.readme import readme
+from zoo.export.verify import TOLERANCE, Verified, export_all
+from zoo.types import Graph
+from zoo.weights import sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.embedder import Embedder
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written and what was measured on the way."""
+
+    folder: Path
+    graphs: dict[str, Verified]
+    runtime: dict[str, float]
+    """golden item -> largest difference of the runtime's vector to torch's"""
+
+
+def export_embedder(
+    embedder: Embedder,
+    folder: Path,
+    *,
+    opset: int = 20,
+    tolerance: float = TOLERANCE,
+    overwrite: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Write a folder that embeds without torch.
+
+    Args:
+        embedder: on the CPU, in float32.
+        folder: what to create.
+        opset: version of the ONNX operators, one of `OPSETS`.
+        tolerance: largest allowed difference to torch (see `zoo.export.verify`).
+        overwrite: replace an existing folder.
+        report: told in a line what is being done.
+
+    Raises:
+        ZooError: the model can't be exported, a graph or the runtime gives other values than torch, or the folder
+            exists. Nothing is left behind.
+    """
+    folder = folder.expanduser().absolute()
+    _check_request(embedder, folder, opset, overwrite)
+    graphs = embedder.module.export_graphs()
+    size = sum(t.nbytes for t in embedder.module.state_dict().values())
+    with whole_or_nothing(folder, size) as partial:
+        verified = export_all(graphs, partial, tolerance, opset, report)
+        processor = embedder.processor.export(partial)
+        shutil.copyfile(runtime_source(), partial / "embed.py")
+        write_golden(embedder, partial, report)
+        manifest = _manifest(embedder, graphs, verified, processor, opset, tolerance)
+        (partial / "README.md").write_text(readme(manifest), "utf-8")
+        manifest["files"] = _files(partial)
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        report("runtime: embedding the golden items without torch")
+        runtime = check_runtime(partial, tolerance)
+    return Exported(folder, verified, runtime)
+
+
+def check_runtime(folder: Path, tolerance: float = TOLERANCE) -> dict[str, float]:
+    """Run `embed.py` of an export folder on its golden items: item -> largest difference to torch.
+
+    Raises:
+        ZooError: the runtime does not work, or a vector differs by more than `tolerance`.
+    """
+    runtime = _import(folder / "embed.py")
+    try:
+        differences: dict[str, float] = runtime.Embedder(folder).check()
+    except runtime.EmbedError as error:
+        raise ZooError(f"the exported runtime does not work: {error}") from error
+    for name, difference in differences.items():
+        if not difference <= tolerance:
+            raise ZooError(
+                f"the exported runtime gives another vector than torch for the golden item '{name}': "
+                f"they differ by {difference:.2e}, allowed is {tolerance:.0e}"
+            )
+    return differences
+
+
+def runtime_source() -> Path:
+    """The torch-free runtime: inside the package, or beside it where the zoo runs from its repository."""
+    package = Path(zoo.__file__).parent
+    packaged = package / "_exports"
+    return (packaged if packaged.is_dir() else package.parent / "exports") / "python" / "embed.py"
+
+
+def _check_request(embedder: Embedder, folder: Path, opset: int, overwrite: bool) -> None:
+    if folder.exists() and not overwrite:
+        raise ZooError(f"{folder} exists; choose another folder, or allow it to be replaced (--overwrite)")
+    if opset not in OPSETS:
+        raise RecipeError(f"opset {opset} can't be written reliably; choose one of {OPSETS[0]} to {OPSETS[-1]}")
+    if not callable(getattr(embedder.processor, "export", None)):
+        kind = type(embedder.processor).__name__
+        raise ZooError(f"{embedder.name} can't be exported: there is no runtime for its processor ({kind})")
+    parameters = list(embedder.module.parameters())
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters):
+        raise ZooError("only a float32 model on the CPU can be exported: zoo.load(NAME, device='cpu', dtype='float32')")
+
+
+def _manifest(
+    embedder: Embedder,
+    graphs: list[Graph],
+    verified: Mapping[str, Verified],
+    processor: Mapping[str, Any],
+    opset: int,
+    tolerance: float,
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "name": embedder.name,
+        "weights": {"source": embedder.weights, "fingerprint": embedder.fingerprint()},
+        "license": embedder.card.get("license"),
+        "dim": embedder.dim,
+        "opset": opset,
+        "tolerance": tolerance,
+        "graphs": {graph.name: _graph(graph, verified[graph.name]) for graph in graphs},
+        "processor": dict(processor),
+        "golden": ITEMS,
+        "versions": versions() | {name: metadata.version(name) for name in ("onnx", "onnxscript", "onnxruntime")},
+    }
+
+
+def _graph(graph: Graph, verified: Verified) -> dict[str, Any]:
+    example = graph.examples[0]
+    outputs = dict(zip(graph.outputs, run_torch(graph, example), strict=True))
+    return {
+        "file": f"{graph.name}.onnx",
+        "inputs": [_value(graph, name, tensor) for name, tensor in example.items()],
+        "outputs": [_value(graph, name, tensor) for name, tensor in outputs.items()],
+        "tested": verified.tested,
+        "max_diff": verified.max_diff,
+    }
+
+
+def _value(graph: Graph, name: str, tensor: Tensor) -> dict[str, Any]:
+    """Name, type and shape, in which an axis of any size is its name."""
+    names = graph.dynamic_axes.get(name, {})
+    shape = [names.get(axis, size) for axis, size in enumerate(tensor.shape)]
+    return {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": shape}
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths
+    }
+
+
+def _import(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("zoo_exported_runtime", path)
+    assert spec is not None and spec.loader is not None  # a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

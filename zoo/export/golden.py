@@ -1,0 +1,92 @@
+"""Golden items: inputs of every kind with the vectors that torch gave, by which any runtime can check itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw
+
+from zoo.errors import SampleError, ZooError
+from zoo.types import Item
+
+if TYPE_CHECKING:
+    from zoo.embedder import Embedder, Side
+
+FOLDER = "golden"
+ITEMS = f"{FOLDER}/items.json"
+_SCENE, _BADGE = f"{FOLDER}/scene.png", f"{FOLDER}/badge.png"
+
+
+@dataclass(frozen=True)
+class _Golden:
+    name: str
+    side: Side
+    text: str | None = None
+    images: tuple[str, ...] = ()
+    instruction: str | None = None
+
+
+_ITEMS = (
+    _Golden("text", "document", "a red cat"),
+    _Golden("text in several scripts", "query", "zwölf große Bären, 赤い魚, рыжий кот 🐟"),
+    _Golden("text with instruction", "query", "a red cat", instruction="Find a picture of this."),
+    _Golden("picture", "document", images=(_SCENE,)),
+    _Golden("picture with transparency and instruction", "query", images=(_BADGE,), instruction="What shape is it?"),
+    _Golden("two pictures and text", "document", "a scene and a badge", (_SCENE, _BADGE)),
+)
+
+
+def write_golden(embedder: Embedder, folder: Path, report: Callable[[str], None]) -> int:
+    """Write the pictures and `golden/items.json` with the embedder's own vectors; returns how many items there are.
+
+    Items that the model refuses (a model of pictures alone refuses text) are left out, and reported.
+    """
+    (folder / FOLDER).mkdir()
+    draw_scene().save(folder / _SCENE)
+    draw_badge().save(folder / _BADGE)
+    written = []
+    for golden in _ITEMS:
+        item = Item(golden.text, tuple(folder / image for image in golden.images), golden.instruction)
+        try:
+            vector = embedder.encode(item, side=golden.side)
+        except SampleError as error:
+            report(f"golden item '{golden.name}' is left out, the model refuses it: {error}")
+            continue
+        written.append(
+            {
+                "name": golden.name,
+                "side": golden.side,
+                "text": golden.text,
+                "images": list(golden.images),
+                "instruction": golden.instruction,
+                "vector": [float(f"{value:.9g}") for value in vector],  # 9 digits hold every float32 exactly
+            }
+        )
+    if not written:
+        raise ZooError(f"{embedder.name} refuses every golden item; its processor can't be checked")
+    lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in written)
+    (folder / ITEMS).write_text(f"[\n{lines}\n]\n", "utf-8")
+    return len(written)
+
+
+def draw_scene() -> Image.Image:
+    """An RGB picture, wider than high: a gradient with shapes."""
+    horizontal, vertical = Image.linear_gradient("L").rotate(90).resize((150, 90)), Image.linear_gradient("L")
+    picture = Image.merge("RGB", (horizontal, vertical.resize((150, 90)), Image.new("L", (150, 90), 150)))
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((15, 20, 65, 70), fill=(220, 40, 30))
+    draw.polygon([(80, 80), (110, 12), (140, 80)], fill=(20, 90, 40))
+    return picture
+
+
+def draw_badge() -> Image.Image:
+    """An RGBA picture, higher than wide: a half-transparent disc on nothing."""
+    picture = Image.new("RGBA", (48, 80), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((4, 20, 44, 60), fill=(30, 60, 200, 160))
+    draw.rectangle((20, 4, 28, 76), fill=(250, 210, 0, 255))
+    return picture

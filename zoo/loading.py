@@ -1,0 +1,290 @@
+"""`zoo.load`: recipe -> verified weights -> module, strictly -> Embedder. No Trainer, no data, no code from the hub."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+
+from zoo import catalog
+from zoo.bundle import Bundle, is_bundle, read_bundle
+from zoo.convert.transformers_folder import load_folder
+from zoo.embedder import Embedder
+from zoo.errors import RecipeError, WeightsError, ZooError
+from zoo.module import EmbeddingModule
+from zoo.parsing import explain
+from zoo.recipe import Recipe, Weights, read_recipe
+from zoo.registry import import_parts
+from zoo.weights import fetch_folder, load_strictly, missing_keys, read_state, verify
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_OBJECTIVE = "objective."
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load(
+    name: str,
+    *,
+    weights: bool | str | Path = True,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Embedder:
+    """A model ready to embed.
+
+    Args:
+        name: `STEM` or `STEM.TAG` of a recipe (`zoo list`), or `path:PLACE`: a bundle, the folder or a checkpoint of a
+            training run, or a recipe file.
+        weights: True = those of the recipe's card; False = random; a path = this copy of them: a bundle, a checkpoint,
+            a folder in the layout of the card's source, or a folder that holds the card's repositories by name.
+        device: default CUDA if there is one, else the CPU.
+        dtype: "float32", "bfloat16" or "float16"; default float32.
+
+    Raises:
+        UnknownNameError: no such recipe; says which ones are near. WeightsError: the weights can't be had (says the
+            ways out), are not what the card says, or do not fit. RecipeError: the recipe can't be built.
+    """
+    precision = _precision(dtype)
+    with _default_dtype(precision):
+        if name.startswith("path:"):
+            embedder = _from_place(Path(name.removeprefix("path:")).expanduser(), weights)
+        else:
+            recipe, tag = catalog.find(name)
+            embedder = _from_recipe(recipe, tag, weights)
+    for (
+        parameter
+    ) in embedder.module.parameters():  # not buffers: rotary frequencies lose their meaning in half precision
+        parameter.data = parameter.data.to(precision)
+    embedder.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return embedder
+
+
+def load_weights(module: EmbeddingModule, recipe: str | Path, weights: bool | str | Path = True) -> str:
+    """Put released weights into a module that a recipe (its name, or its file) built; returns where they came from."""
+    found, tag = (read_recipe(recipe), None) if isinstance(recipe, Path) else catalog.find(recipe)
+    released, places = _released(found, tag, weights)
+    if len(places) == 1 and is_bundle(places[0]):
+        return _fill(module, read_bundle(places[0]).state(), str(places[0]))
+    return _fill(module, _converted(released, places), _described(released, places), released.base, _local(weights))
+
+
+def build_model(model: Mapping[str, Any], recipe: str) -> EmbeddingModule:
+    """The module that a recipe's `model:` describes, with random weights.
+
+    Raises:
+        RecipeError: an unknown class or option, a wrong type; names it and the nearest right one.
+    """
+    import_parts()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(EmbeddingModule, "model", required=True)
+    try:
+        settings = parser.parse_object({"model": dict(model)})
+    except ArgumentError as error:
+        raise explain(error, recipe) from error
+    built: EmbeddingModule = parser.instantiate(settings).model
+    return built
+
+
+# ---- from a recipe ---------------------------------------------------------------------------------------------------
+
+
+def _from_recipe(recipe: Recipe, tag: str | None, weights: bool | str | Path) -> Embedder:
+    if weights is False:
+        return Embedder(build_model(recipe.raw["model"], recipe.name), recipe.raw, name=recipe.name, weights=None)
+    released, places = _released(recipe, tag, weights)
+    if len(places) == 1 and is_bundle(places[0]):
+        return _from_bundle(read_bundle(places[0]), name=recipe.name, card=recipe.raw["card"])
+    state = _converted(released, places)  # before building: what is damaged is refused at once
+    module = _built_quietly(recipe.raw["model"], recipe.name)
+    source = _fill(module, state, _described(released, places), released.base, _local(weights))
+    return Embedder(module, recipe.raw, name=recipe.name, weights=source)
+
+
+def _released(recipe: Recipe, tag: str | None, weights: bool | str | Path) -> tuple[Weights, list[Path]]:
+    """The card's entry for these weights, and the places on this disk where its sources lie."""
+    entries, local = recipe.card.weights, _local(weights)
+    released = entries[tag or next(iter(entries))] if entries else None
+    if local is not None:
+        if not local.exists():
+            raise WeightsError(f"there is no '{local}' to take the weights of '{recipe.name}' from")
+        if released is None or is_bundle(local) or local.suffix == ".ckpt":  # ours: nothing to convert
+            return Weights(str(local)), [local]
+        if len(released.sources) == 1 and not _holds_repository(local, released.sources):
+            return released, [local]
+    if released is None:
+        raise WeightsError(
+            f"'{recipe.name}' has no released weights: train it (zoo fit --config {recipe.path}), give a copy "
+            "(weights='FOLDER'), or take random ones (weights=False)"
+        )
+    wanted = released.sources
+    return released, [fetch_folder(source, name=recipe.name, local=local, together=wanted) for source in wanted]
+
+
+def _holds_repository(local: Path, sources: list[str]) -> bool:
+    repositories = [s.removeprefix("hf:").partition("@")[0].partition(":")[0] for s in sources if s.startswith("hf:")]
+    return any((local / r).is_dir() or (local / r.rpartition("/")[2]).is_dir() for r in repositories)
+
+
+def _local(weights: bool | str | Path) -> Path | None:
+    return None if isinstance(weights, bool) else Path(str(weights).removeprefix("path:")).expanduser()
+
+
+def _described(released: Weights, places: list[Path]) -> str:
+    return " + ".join(s if s.startswith("hf:") else str(p) for s, p in zip(released.sources, places, strict=True))
+
+
+def _converted(released: Weights, places: list[Path]) -> dict[str, Tensor]:
+    """The verified tensors of all sources, under the names that the module has."""
+    digests = released.sha256 if isinstance(released.sha256, list) else [released.sha256]
+    if len(digests) not in (1, len(places)):
+        raise RecipeError(
+            f"card.weights has {len(places)} sources and {len(digests)} entries of sha256; give one for each"
+        )
+    for place, expected in zip(places, digests, strict=False):
+        if expected is not None:
+            verify(place, expected)
+    if released.convert:
+        return converter(released.convert)(*(load_folder(place) for place in places))
+    if len(places) != 1:
+        raise RecipeError(f"weights from {len(places)} sources need a converter (card.weights: convert) to join them")
+    return read_state(places[0])
+
+
+def converter(path: str) -> Callable[..., dict[str, Tensor]]:
+    """`FILE.FUNCTION` in zoo/convert/, or `package.module:function` of a plug-in.
+
+    A converter takes one `Checkpoint` per source of the card, in order, and returns the state dict of the module.
+    """
+    module, colon, function = path.rpartition(":")
+    if not colon:
+        module, _, function = f"zoo.convert.{path}".rpartition(".")
+    try:
+        found: Callable[..., dict[str, Tensor]] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"there is no converter '{path}' ({error})") from error
+    return found
+
+
+# ---- from a place on this disk ---------------------------------------------------------------------------------------
+
+
+def _from_place(place: Path, weights: bool | str | Path) -> Embedder:
+    if not place.exists():
+        raise WeightsError(f"there is no '{place}'")
+    if place.suffix in (".yaml", ".yml"):
+        return _from_recipe(read_recipe(place), None, weights)
+    if not isinstance(weights, bool):
+        raise WeightsError(f"'path:{place}' brings its own weights; leave weights='{weights}' out, or name the recipe")
+    for folder in (place, place / "bundle"):
+        if is_bundle(folder):
+            return _from_bundle(read_bundle(folder), weights=weights)
+    checkpoint = place if place.is_file() else _checkpoint(place)
+    recipe = _recipe_beside(checkpoint)
+    return _from_recipe(recipe, None, checkpoint if weights else False)
+
+
+def _from_bundle(bundle: Bundle, *, name: str | None = None, card: Any = None, weights: bool = True) -> Embedder:
+    """`name` and `card`: of the recipe that names the bundle as its weights; the rest of it is the bundle's own."""
+    recipe = bundle.recipe | ({"card": card} if card else {})
+    name = name or bundle.name
+    if not weights:
+        return Embedder(build_model(recipe["model"], name), recipe, name=name, weights=None)
+    module = _built_quietly(recipe["model"], name)
+    return Embedder(module, recipe, name=name, weights=_fill(module, bundle.state(), str(bundle.folder)))
+
+
+def _checkpoint(run: Path) -> Path:
+    """The best checkpoint of a run, else its last."""
+    for stem in ("best", "last"):
+        for folder in (run / "checkpoints", run):
+            if (folder / f"{stem}.ckpt").is_file():
+                return folder / f"{stem}.ckpt"
+    raise WeightsError(
+        f"{run} is neither a bundle (it has no bundle.json) nor a run (no checkpoints/best.ckpt or last.ckpt); "
+        "for weights in the layout of their authors name the model: zoo.load('NAME', weights='FOLDER')"
+    )
+
+
+def _recipe_beside(checkpoint: Path) -> Recipe:
+    for folder in list(checkpoint.absolute().parents)[:2]:
+        if (folder / "recipe.yaml").is_file():
+            return read_recipe(folder / "recipe.yaml")
+    raise RecipeError(
+        f"there is no recipe.yaml beside {checkpoint} or above it; "
+        f"name the recipe: zoo.load('NAME', weights='{checkpoint}')"
+    )
+
+
+# ---- filling ---------------------------------------------------------------------------------------------------------
+
+
+def _fill(
+    module: EmbeddingModule, state: dict[str, Tensor], source: str, base: str = "", local: Path | None = None
+) -> str:
+    """Load `state` strictly; returns `source`.
+
+    The objective only matters for fitting: its tensors are taken where they fit and are never missed. What else is
+    missing must be frozen and belong to parts that read it from `base`, or from where fitting started (a LoRA
+    checkpoint holds no backbone).
+    """
+    expected = module.state_dict()
+    kept = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith(_OBJECTIVE) or (key in expected and expected[key].shape == value.shape)
+    }
+    missing = missing_keys(module, kept)
+    may_miss = {key for key in missing if key.startswith(_OBJECTIVE)}
+    may_miss |= _read_frozen(module, missing - may_miss, base, local)
+    load_strictly(module, kept, source, may_miss)
+    return source
+
+
+def _read_frozen(module: EmbeddingModule, missing: set[str], base: str, local: Path | None) -> set[str]:
+    """Have the parts that start from published weights read them, if that covers `missing`; the keys covered."""
+    parts: dict[str, Any] = {
+        f"{name}.": part
+        for name, part in module.named_modules()
+        if callable(getattr(part, "load_pretrained", None)) and (base or getattr(part, "pretrained", None))
+    }
+    module.apply_freeze()
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    covered = {key for key in missing if key.startswith(tuple(parts)) and key not in trained}
+    if not missing or covered != missing:
+        return set()
+    for prefix, part in parts.items():
+        if any(key.startswith(prefix) for key in missing):
+            part.pretrained = str(fetch_folder(base or part.pretrained, local=local))
+            part.load_pretrained()
+    return covered
+
+
+def _built_quietly(model: Mapping[str, Any], recipe: str) -> EmbeddingModule:
+    """`build_model` that leaves the caller's random numbers alone: all it draws is overwritten."""
+    with torch.random.fork_rng(devices=[]):
+        return build_model(model, recipe)
+
+
+def _precision(dtype: str | torch.dtype | None) -> torch.dtype:
+    name = str(dtype or "float32").removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ZooError(f"unknown dtype '{name}'; there are {', '.join(_DTYPES)}")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Modules built within have this type from the start, instead of needing room for both."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,213 @@
+"""The one base class of all architectures: training and evaluation steps, optimizer, freezing, gathering, chunking."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from zoo.data.source import Processor
+from zoo.distributed import gather_rows, row_counts, world_size
+from zoo.errors import NonFiniteError, RecipeError
+from zoo.objectives.objective import Objective
+from zoo.types import Batch, Embedding, Encoded, Graph, Inputs
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    """AdamW with the settings of the recipes that do not say otherwise (ours)."""
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
+
+
+class EmbeddingModule(LightningModule):
+    """An architecture writes `encode` and `export_graphs`; all the rest is here, once.
+
+    Args:
+        processor: samples to tensors; the same object everywhere.
+        objective: needed to fit.
+        optimizer: given the parameter groups (with and without weight decay).
+        scheduler: stepped after every optimizer step; None = constant.
+        chunk_size: encode this many rows at a time and recompute them in the backward pass (GradCache, arXiv:2101.06983):
+            the gradient of the whole batch for the memory of one chunk. None = all at once.
+        freeze: regular expressions; parameters whose name matches one of them (from its start) are not trained.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        objective: Objective | None = None,
+        optimizer: OptimizerCallable = adamw,
+        scheduler: LRSchedulerCallable | None = None,
+        chunk_size: int | None = None,
+        freeze: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.processor = processor
+        self.objective = objective
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.chunk_size = chunk_size
+        self.freeze_patterns = tuple(freeze)
+
+    # ---- what an architecture writes ----------------------------------------------------------------------------
+
+    def encode(self, inputs: Inputs) -> Embedding:
+        """One view's inputs (R rows) -> Embedding (R, E)."""
+        raise NotImplementedError(f"{type(self).__name__} has no encode")
+
+    def export_graphs(self) -> list[Graph]:
+        """The parts that deploy alone, with inputs to trace and to verify them."""
+        raise NotImplementedError(f"{type(self).__name__} has no export_graphs")
+
+    # ---- fitting ------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Freeze, and read pretrained weights where fitting starts (a checkpoint, restored later, overrides them)."""
+        if stage != "fit":
+            return
+        if self.objective is None:
+            raise RecipeError(f"{type(self).__name__} has no objective; fitting needs one (model.init_args.objective)")
+        for part in self.modules():
+            load = getattr(part, "load_pretrained", None)
+            if callable(load):
+                load()
+        self.apply_freeze()
+
+    def apply_freeze(self) -> None:
+        """Switch gradients off where `freeze` matches. RecipeError for a pattern that matches nothing."""
+        names = dict(self.named_parameters())
+        for pattern in self.freeze_patterns:
+            hits = [name for name in names if re.match(pattern, name)]
+            if not hits:
+                raise RecipeError(f"freeze pattern '{pattern}' matches no parameter; there are e.g. {list(names)[:6]}")
+            for name in hits:
+                names[name].requires_grad_(False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Encode all views, gather over ranks, ask the objective."""
+        local = self._encoded(batch)
+        everyone = self._gathered(local)
+        assert self.objective is not None  # setup() refused otherwise
+        losses = self.objective(local, everyone)
+        loss = losses["loss"]
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}); "
+                f"its samples are {_named(batch.ids)}. The weights before this step are kept in the last checkpoint."
+            )
+        size = len(batch.ids)
+        for name, value in losses.items():
+            reduce = "sum" if name == "loss" else "mean"
+            self.log(f"train/{name}", value, prog_bar=name == "loss", sync_dist=True, reduce_fx=reduce, batch_size=size)
+        # ranks hold shares of one loss; data-parallel training averages their gradients, so the mean is undone here
+        return loss * world_size()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop before a gradient that is not finite reaches the weights."""
+        if self.trainer.scaler is not None:  # fp16: the scaler skips such steps by design
+            return
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if not torch.isfinite(norm):
+            bad = [n for n, p in self.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+            raise NonFiniteError(
+                f"the gradient is {norm.item()} at step {self.global_step}, first in {bad[:3]}; the weights were not changed"
+            )
+        self.log("train/grad_norm", norm)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Embedding]:
+        """Embeddings of the batch's views; callbacks measure."""
+        return {name: self.encode(inputs) for name, inputs in batch.views.items()}
+
+    test_step = validation_step
+    predict_step = validation_step
+
+    def configure_optimizers(self) -> Any:
+        """Weight decay for matrices only: not for norms, biases, temperatures."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        if not trained:
+            raise RecipeError("nothing to train: every parameter is frozen")
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2]},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = self.optimizer([group for group in groups if group["params"]])
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    # ---- rows ---------------------------------------------------------------------------------------------------
+
+    def embed(self, inputs: Inputs) -> Embedding:
+        """`encode`, in chunks of `chunk_size` rows if set.
+
+        Each chunk is a checkpoint: only its embeddings stay, and the backward pass runs it again under the same random
+        state. Autograd then yields exactly GradCache's two-pass gradient, with mixed precision and data-parallel training
+        as they are (see docs/decisions/gradcache.md).
+        """
+        if self.chunk_size is None or not torch.is_grad_enabled():
+            return self.encode(inputs)
+        chunks = [_checkpointed(self, chunk) for chunk in self.processor.split(inputs, self.chunk_size)]
+        return _joined(chunks)
+
+    def _encoded(self, batch: Batch) -> Encoded:
+        return Encoded(
+            views={name: self.embed(inputs) for name, inputs in batch.views.items()},
+            owners=batch.owners,
+            keys=batch.keys,
+            labels=batch.labels,
+            weights=batch.weights,
+            sample=torch.arange(len(batch.ids), device=batch.labels.device),
+        )
+
+    def _gathered(self, local: Encoded) -> Encoded:
+        """Rows of all ranks; renumbers the owners of `local` in place so that both agree."""
+        if world_size() == 1:
+            return local
+        device = local.labels.device
+        samples = row_counts(len(local.sample), device)
+        start = sum(samples[: self.global_rank])
+        local.sample = local.sample + start
+        local.owners = {name: owner + start for name, owner in local.owners.items()}
+        counts = {name: row_counts(len(owner), device) for name, owner in local.owners.items()}
+        return Encoded(
+            views={name: _gather_embedding(e, counts[name]) for name, e in local.views.items()},
+            owners={name: gather_rows(o, counts[name]) for name, o in local.owners.items()},
+            keys={name: gather_rows(k, counts[name]) for name, k in local.keys.items()},
+            labels=gather_rows(local.labels, samples),
+            weights=gather_rows(local.weights, samples),
+            sample=gather_rows(local.sample, samples),
+        )
+
+
+def _checkpointed(module: EmbeddingModule, chunk: Inputs) -> Embedding:
+    def run() -> tuple[Tensor | None, ...]:
+        e = module.encode(chunk)
+        return e.vector, e.log_var, e.tokens, e.mask
+
+    return Embedding(*checkpoint(run, use_reentrant=False))  # type: ignore[no-untyped-call]
+
+
+def _fields(chunks: Sequence[Embedding], combine: Any) -> Embedding:
+    values = [[getattr(e, name) for e in chunks] for name in ("vector", "log_var", "tokens", "mask")]
+    return Embedding(*(None if column[0] is None else combine(column) for column in values))
+
+
+def _joined(chunks: Sequence[Embedding]) -> Embedding:
+    return _fields(chunks, torch.cat)
+
+
+def _gather_embedding(embedding: Embedding, counts: list[int]) -> Embedding:
+    return _fields([embedding], lambda column: gather_rows(column[0], counts))
+
+
+def _named(ids: Sequence[str], most: int = 8) -> str:
+    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
+
+

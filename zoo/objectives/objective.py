@@ -1,0 +1,34 @@
+"""What every objective looks like."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from zoo.errors import RecipeError
+from zoo.types import Embedding, Encoded
+
+
+class Objective(Protocol):
+    """Rows of this rank against the rows of all ranks -> losses.
+
+    `forward` returns a dict whose entry `loss` is this rank's share of the loss of the joined batch: its rows' sum,
+    divided by the number of samples of ALL ranks. The shares of all ranks add up to what one process would compute on
+    the joined batch; the caller undoes the averaging of gradients. Further entries are logged.
+    """
+
+    def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
+        """See the class."""
+        ...
+
+    if TYPE_CHECKING:  # jsonargparse takes a protocol that has `__call__` for a factory; modules are called all the same
+
+        def __call__(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]: ...
+
+
+def view(encoded: Encoded, name: str) -> Embedding:
+    """The rows of a view. Raises RecipeError, listing the views there are, if the data has no such view."""
+    if name not in encoded.views:
+        raise RecipeError(f"the objective needs the view '{name}'; the data gives {sorted(encoded.views)}")
+    return encoded.views[name]

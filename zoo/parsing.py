@@ -1,0 +1,77 @@
+"""What is wrong with a recipe, in one sentence: jsonargparse says it too, below every branch of every union."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+
+from zoo.errors import RecipeError, suggest
+
+_NOISE = re.compile(
+    r"Does not validate against any|Subtypes: |Errors:|Given value|Expected a <class 'NoneType'>|Traceback|$"
+)
+_KEY = re.compile(r'Parser key "(?P<key>[^"]+)"')
+_CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
+_UNKNOWN_OPTION = re.compile(r"Option '(?P<name>[^']+)' is not accepted|Key '(?P<key>[^']+)' is not expected")
+_UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
+_NOT_IN_MODULE = re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'")
+
+
+def explain(error: Exception, recipe: str) -> RecipeError:
+    """The first cause of a parser's error, where it is, and the nearest right name."""
+    keys: list[str] = []
+    owner = ""
+    causes: list[str] = []
+    for line in str(error).splitlines():
+        text = line.strip().removeprefix("- ")
+        if match := _KEY.match(text):
+            keys.append(match["key"])
+        elif match := _CLASS.match(text):
+            owner = match["path"]
+        elif not _NOISE.match(text):
+            causes.append(text)
+            break
+    cause = _worded(causes[0] if causes else str(error).splitlines()[0], owner)
+    where = ".".join(keys) + (f" ({owner.rpartition('.')[2]})" if owner else "")
+    return RecipeError(f"recipe '{recipe}': {where}: {cause}" if where else f"recipe '{recipe}': {cause}")
+
+
+def _worded(cause: str, owner: str) -> str:
+    if match := _UNKNOWN_OPTION.match(cause):
+        name = (match["name"] or match["key"]).rpartition(".")[2]
+        return f"unknown option '{name}'{_hint(name, _options(owner))}"
+    if match := _NOT_IN_MODULE.match(cause):
+        return f"{match['module']} has no '{match['name']}'{_hint(match['name'], vars(sys.modules[match['module']]))}"
+    if match := _UNKNOWN_CLASS.match(cause):
+        name = match["name"].rpartition(".")[2]
+        return f"there is no class '{match['name']}'{_hint(name, _classes())}"
+    return cause
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    nearest = suggest(name, known)
+    return f"; did you mean {' or '.join(repr(n) for n in nearest)}?" if nearest else ""
+
+
+def _options(class_path: str) -> set[str]:
+    """Init arguments of a class, those of its bases included: **kwargs are passed up."""
+    module, _, name = class_path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    options: set[str] = set()
+    for base in inspect.getmro(found) if inspect.isclass(found) else ():
+        if "__init__" in vars(base):
+            options |= set(inspect.signature(vars(base)["__init__"]).parameters) - {"self", "args", "kwargs"}
+    return options
+
+
+def _classes() -> set[str]:
+    """Names of the classes that imported modules of the zoo define."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("zoo.")]
+    return {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    }

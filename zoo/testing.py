@@ -1,0 +1,184 @@
+"""Contract checks for architectures and recipes: our own tests and third parties run the same.
+
+    import zoo.testing
+    zoo.testing.check_architecture(module)        # every check below, on a module with random weights
+    zoo.testing.check_export(module, folder)
+
+Each check raises AssertionError saying what does not hold.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from zoo.module import EmbeddingModule
+from zoo.types import Embedding, Item, Sample
+
+PROCESSOR_BYTES = 20_000_000  # a processor travels to every worker; a tokenizer may weigh this much, weights may not
+
+
+def example_items(seed: int = 0) -> list[Item]:
+    """Items of every kind: text short and long, pictures of several sizes, several pictures, instructions."""
+    generator = np.random.default_rng(seed)
+
+    def picture(width: int, height: int) -> Image.Image:
+        return Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+    return [
+        Item(text="a cat"),
+        Item(images=(picture(64, 64),)),
+        Item(text="a much longer text about a red dog that swims in the sea at night"),
+        Item(text="what is this", images=(picture(80, 40),), instruction="find the matching text"),
+        Item(images=(picture(32, 64), picture(64, 32)), text="two pictures"),
+        Item(text="dog", instruction="find the matching picture"),
+    ]
+
+
+def example_samples(count: int = 4, seed: int = 0) -> list[Sample]:
+    """Training samples of a query picture and a target text."""
+    generator = np.random.default_rng(seed)
+    texts = ["a cat", "red dog", "find a red cat", "a dog find"]
+    sizes = [(64, 64), (32, 64), (80, 40), (48, 48)]
+    pictures = [generator.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
+    return [
+        Sample(
+            str(i),
+            {
+                "query": Item(images=(Image.fromarray(pictures[i % 4]),), text="what is this" if i % 2 else None),
+                "target": Item(text=texts[i % 4] + " cat" * (i // 4)),
+            },
+        )
+        for i in range(count)
+    ]
+
+
+def embed_items(module: EmbeddingModule, items: Sequence[Item], view: str = "query") -> Embedding:
+    """Encode items as one batch, without gradients."""
+    samples = [Sample(f"item {i}", {view: item}) for i, item in enumerate(items)]
+    with torch.inference_mode():
+        return module.eval().encode(module.processor(samples).views[view])
+
+
+def check_embedding(module: EmbeddingModule, items: Sequence[Item] | None = None) -> None:
+    """One row per item, unit norm, fp32, finite."""
+    items = items or example_items()
+    vector = embed_items(module, items).vector
+    assert vector.ndim == 2 and len(vector) == len(items), f"{len(items)} items gave vectors of shape {tuple(vector.shape)}"
+    assert vector.dtype == torch.float32, f"vectors are {vector.dtype}, not float32"
+    norms = vector.norm(dim=1)
+    assert torch.isfinite(vector).all(), "vectors are not finite"
+    assert (norms - 1).abs().max() < 1e-5, f"vectors have norms {norms.tolist()}"
+
+
+def check_batch_invariance(module: EmbeddingModule, tolerance: float = 1e-5) -> None:
+    """An item's vector does not depend on its batch: together, one by one, and in another order."""
+    items = example_items()
+    together = embed_items(module, items).vector
+    alone = torch.cat([embed_items(module, [item]).vector for item in items])
+    turned = embed_items(module, items[::-1]).vector.flip(0)
+    worst = max((together - alone).abs().max().item(), (together - turned).abs().max().item())
+    assert worst <= tolerance, f"vectors differ by {worst:.2e} between batch and single item"
+    assert torch.equal(together, embed_items(module, items).vector), "encoding the same batch twice gives other vectors"
+
+
+def check_gradients(module: EmbeddingModule) -> None:
+    """Every trainable parameter gets a gradient from one training batch."""
+    module.train()
+    module.zero_grad()
+    batch = module.processor(example_samples())
+    encoded = module._encoded(batch)
+    assert module.objective is not None, "the module has no objective"
+    module.objective(encoded, encoded)["loss"].backward()
+    without = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, f"no gradient reaches {without}"
+    module.zero_grad()
+
+
+def check_learns(module: EmbeddingModule, steps: int = 15) -> None:
+    """A few steps on one batch lower the loss."""
+    module.train()
+    batch = module.processor(example_samples())
+    assert module.objective is not None, "the module has no objective"
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(steps):
+        encoded = module._encoded(batch)
+        loss = module.objective(encoded, encoded)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0], f"the loss went from {losses[0]:.4f} to {losses[-1]:.4f} in {steps} steps"
+
+
+def check_chunking(module: EmbeddingModule, tolerance: float = 1e-6) -> None:
+    """The gradient in chunks equals the gradient of the whole batch (relative to its largest entry)."""
+    gradients = []
+    before = module.chunk_size
+    for size in (None, 1, 3):
+        module.chunk_size = size
+        module.train()
+        module.zero_grad()
+        encoded = module._encoded(module.processor(example_samples()))
+        assert module.objective is not None, "the module has no objective"
+        module.objective(encoded, encoded)["loss"].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
+    module.chunk_size = before
+    module.zero_grad()
+    scale = gradients[0].abs().max()
+    for size, gradient in zip((1, 3), gradients[1:], strict=True):
+        worst = ((gradient - gradients[0]).abs().max() / scale).item()
+        assert worst <= tolerance, f"chunks of {size} change the gradient by {worst:.2e} of its largest entry"
+
+
+def check_processor(module: EmbeddingModule) -> None:
+    """The processor survives pickling, small, and gives the same tensors afterwards."""
+    samples = example_samples()
+    first = module.processor(samples)
+    data = pickle.dumps(module.processor)
+    assert len(data) < PROCESSOR_BYTES, f"the processor pickles to {len(data)} bytes: it must not hold weights"
+    second = pickle.loads(data)(samples)
+    for view, inputs in first.views.items():
+        for name, value in inputs.items():
+            assert torch.equal(value, second.views[view][name]), f"{view}/{name} differs after pickling the processor"
+
+
+def check_state(module: EmbeddingModule) -> None:
+    """State saved and loaded into the same module after disturbing it gives the same vectors."""
+    expected = embed_items(module, example_items()).vector
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1)
+    assert not torch.allclose(expected, embed_items(module, example_items()).vector), "vectors ignore the parameters"
+    file.seek(0)
+    module.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(expected, embed_items(module, example_items()).vector), "saving and loading changed the vectors"
+
+
+def check_architecture(module: EmbeddingModule) -> None:
+    """All checks but export. The module is trained a little by them."""
+    check_embedding(module)
+    check_batch_invariance(module)
+    check_processor(module)
+    check_state(module)
+    check_gradients(module)
+    check_chunking(module)
+    check_learns(module)
+
+
+def check_export(module: EmbeddingModule, folder: Path, tolerance: float = 1e-4) -> None:
+    """Every graph, in ONNX Runtime, at every example size, equals torch within `tolerance`."""
+    from zoo.export.verify import export_and_verify
+
+    errors = export_and_verify(module.eval().export_graphs(), folder, tolerance=tolerance)
+    for name, error in errors.items():
+        assert error <= tolerance, f"graph '{name}' differs from torch by {error:.2e}"

@@ -1,0 +1,153 @@
+"""Files of vectors: what `zoo embed` writes and `zoo search` reads.
+
+A Parquet file with the columns `id`, `path`, `text` (null where a row has none) and `vector` (fixed-size list of float32),
+and in its metadata the facts without which vectors mean nothing: which model, which weights, which side, which prompt.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Vectors = npt.NDArray[np.float32]
+_FACTS = b"zoo"
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """All rows of a file. vectors: (N, E) float32; the lists have N entries; `facts` as written."""
+
+    ids: Sequence[str]
+    paths: Sequence[str | None]
+    texts: Sequence[str | None]
+    vectors: Vectors
+    facts: Mapping[str, Any]
+
+
+def table_of(
+    ids: Sequence[str],
+    paths: Sequence[str | None],
+    texts: Sequence[str | None],
+    vectors: Vectors,
+    facts: Mapping[str, Any],
+) -> pa.Table:
+    """Rows as a table in the layout of this module."""
+    import pyarrow as pa
+
+    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "path": pa.array(paths, pa.string()),
+        "text": pa.array(texts, pa.string()),
+        "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+    }
+    return pa.table(columns).replace_schema_metadata({_FACTS: json.dumps(dict(facts))})
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a file. Raises ZooError if it can't be read or was not written by the zoo."""
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_schema(path).metadata or {}  # type: ignore[no-untyped-call]
+        facts: dict[str, Any] = json.loads(metadata[_FACTS])
+    except KeyError as error:
+        raise ZooError(f"{path} was not written by zoo embed: it does not say which model its vectors come from") from error
+    except (OSError, ValueError) as error:
+        raise ZooError(f"{path} can't be read as a file of vectors: {error}") from error
+    return facts
+
+
+def read_vectors(path: Path) -> VectorFile:
+    """A whole file. Raises ZooError if it can't be read or was not written by the zoo."""
+    import pyarrow.parquet as pq
+
+    facts = read_facts(path)
+    try:
+        table = pq.read_table(path).combine_chunks()  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise ZooError(f"{path} is damaged: {error}") from error
+    column = table.column("vector")
+    values = column.combine_chunks().flatten().to_numpy() if len(table) else np.zeros(0, np.float32)
+    vectors = values.reshape(len(table), column.type.list_size)
+    ids, paths, texts = (table.column(name).to_pylist() for name in ("id", "path", "text"))
+    return VectorFile(ids, paths, texts, vectors, facts)
+
+
+def write_vectors(path: Path, tables: Iterable[pa.Table]) -> int:
+    """Write tables of one schema into one Parquet file, which appears when it is whole; returns the number of rows.
+
+    Raises:
+        ZooError: no space left, or the place can't be written; nothing is left behind.
+    """
+    import pyarrow.parquet as pq
+
+    remaining = iter(tables)
+    first = next(remaining)
+    rows = 0
+    with (
+        replacing(path) as partial,
+        # vectors do not repeat: a dictionary would only make the file half as large again
+        pq.ParquetWriter(partial, first.schema, compression="zstd", use_dictionary=False) as writer,  # type: ignore[no-untyped-call]
+    ):
+        for table in chain([first], remaining):
+            writer.write_table(table)  # type: ignore[no-untyped-call]
+            rows += len(table)
+    return rows
+
+
+def write_npy(path: Path, tables: Iterable[pa.Table], rows: int, dim: int, facts: Mapping[str, Any]) -> None:
+    """Write the vectors (rows, dim) as `path`, the rest of each row as one line of `<path>.ids.jsonl`, the facts as
+    `<path>.json`. Errors as `write_vectors`."""
+    ids, about = (path.with_name(path.name + suffix) for suffix in (".ids.jsonl", ".json"))
+    with replacing(ids) as partial_ids, replacing(path) as partial:
+        vectors = np.lib.format.open_memmap(partial, "w+", np.float32, (rows, dim))
+        start = 0
+        with partial_ids.open("w", encoding="utf-8") as lines:
+            for table in tables:
+                values = table.column("vector").combine_chunks().flatten().to_numpy()
+                vectors[start : start + len(table)] = values.reshape(len(table), dim)
+                start += len(table)
+                for row in table.select(["id", "path", "text"]).to_pylist():
+                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+        vectors.flush()
+        del vectors
+    with replacing(about) as partial:
+        partial.write_text(json.dumps(dict(facts), indent=2) + "\n", "utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        ZooError: no space left, or the place can't be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ZooError(f"no space left to write {path}: free some or choose another disk; nothing was lost") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise ZooError(f"{path} can't be written ({error.strerror}); choose another place") from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,139 @@
+"""A long embedding run cut into shards: what is done stays done when the run is stopped, and is used only by the same run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ZooError
+from zoo.vectors.files import read_facts, replacing, write_npy, write_vectors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMATS = (".parquet", ".npy")
+_SMALLEST = 256  # rows: what is lost at most when a run is stopped
+_MOST = 2000  # shards: more files in a folder serve nobody
+
+
+class Shards:
+    """The finished parts of one result.
+
+    Args:
+        out: the result, `.parquet` or `.npy`; the parts lie in `<out>.parts/` until all are there.
+        facts: what the vectors depend on: equal facts = the same result. Kept in the result.
+        rows: how many rows the input has.
+        restart: discard what another run left there, instead of refusing.
+
+    Raises:
+        ZooError: `out` has another ending; `out` or its parts come from another run: says what differs.
+    """
+
+    def __init__(self, out: Path, facts: Mapping[str, Any], rows: int, restart: bool = False) -> None:
+        if out.suffix not in FORMATS:
+            raise ZooError(f"'{out}' is no name for a result: it ends in {' or '.join(FORMATS)}")
+        self.out, self.facts, self.rows = out, dict(facts), rows
+        self.folder = out.with_name(out.name + ".parts")
+        self.size = max(_SMALLEST, -(-rows // _MOST))
+        self.count = -(-rows // self.size)
+        if restart:
+            self._discard()
+        self._check(_result_facts(out), f"{out} is")
+        started = self.folder / "run.json"
+        self._check(json.loads(started.read_text("utf-8")) if started.is_file() else None, f"{self.folder} belongs to")
+
+    def _discard(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for suffix in ("", ".ids.jsonl", ".json", ".bad.jsonl"):
+            self.out.with_name(self.out.name + suffix).unlink(missing_ok=True)
+
+    def _check(self, earlier: Mapping[str, Any] | None, subject: str) -> None:
+        if earlier is None or earlier == self.facts:
+            return
+        changed = [
+            f"{key} was {_short(earlier.get(key))}, is {_short(self.facts.get(key))}"
+            for key in {**earlier, **self.facts}
+            if earlier.get(key) != self.facts.get(key)
+        ]
+        raise ZooError(
+            f"{subject} the result of another run: {'; '.join(changed)}. "
+            "Choose another --out, or discard it with --restart"
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether the result is there already."""
+        return self.out.is_file()
+
+    @property
+    def bad(self) -> int:
+        """How many rows the result leaves out."""
+        listed = self.out.with_name(self.out.name + ".bad.jsonl")
+        return len(listed.read_text("utf-8").splitlines()) if listed.is_file() else 0
+
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are still to be made; shard k holds the rows from k * size on."""
+        return [k for k in range(self.count) if not self._part(k).is_file()]
+
+    def save(self, number: int, table: pa.Table, bad: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a finished shard: the table of its vectors, and a record of each row that could not be embedded."""
+        started = self.folder / "run.json"
+        if not started.is_file():
+            with replacing(started) as partial:
+                partial.write_text(json.dumps(self.facts, indent=2), "utf-8")
+        with replacing(self._bad(number)) as partial:
+            partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in bad), "utf-8")
+        write_vectors(self._part(number), [table])
+
+    def finish(self) -> None:
+        """Join the parts into the result, list the bad rows in `<out>.bad.jsonl`, remove the parts.
+
+        Raises:
+            ZooError: not one row could be embedded; says why the first could not.
+        """
+        bad = "".join(self._bad(k).read_text("utf-8") for k in range(self.count))
+        rows = sum(len(table) for table in self._tables())
+        if not rows:
+            first = json.loads(bad.partition("\n")[0])
+            raise ZooError(f"none of the {self.rows} rows could be used; the first, '{first['id']}': {first['error']}")
+        if bad:
+            with replacing(self.out.with_name(self.out.name + ".bad.jsonl")) as partial:
+                partial.write_text(bad, "utf-8")
+        if self.out.suffix == ".npy":
+            dim = next(self._tables()).column("vector").type.list_size
+            write_npy(self.out, self._tables(), rows, dim, self.facts)
+        else:
+            write_vectors(self.out, self._tables())
+        shutil.rmtree(self.folder)
+
+    def _tables(self) -> Iterator[pa.Table]:
+        import pyarrow.parquet as pq
+
+        for k in range(self.count):
+            yield pq.read_table(self._part(k))  # type: ignore[no-untyped-call]
+
+    def _part(self, number: int) -> Path:
+        return self.folder / f"part-{number:05d}.parquet"
+
+    def _bad(self, number: int) -> Path:
+        return self.folder / f"part-{number:05d}.bad.jsonl"
+
+
+def _result_facts(out: Path) -> dict[str, Any] | None:
+    if not out.is_file():
+        return None
+    if out.suffix == ".parquet":
+        return read_facts(out)
+    about = out.with_name(out.name + ".json")
+    if not about.is_file():
+        raise ZooError(f"{out} exists and was not written by zoo embed; choose another --out, or replace it with --restart")
+    facts: dict[str, Any] = json.loads(about.read_text("utf-8"))
+    return facts
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,220 @@
+"""Where weights come from (hub repository, this disk, the package), that they are what they claim, and strict loading.
+
+A source is one of
+    hf:ORG/REPO[@REVISION][:FILE]   a hub repository; the cache (HF_HOME) is asked first
+    packaged:NAME                   a bundle shipped inside this package
+    path:PLACE, or just PLACE       a folder or file on this disk
+Nothing here unpickles: `.bin`, `.pt` and `.ckpt` files are read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import WeightsError, suggest
+from zoo.hub import HubPlace, fetch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PACKAGED = Path(__file__).parent / "bundles"
+
+
+def fetch_folder(source: str, *, name: str = "NAME", local: Path | None = None, together: Sequence[str] = ()) -> Path:
+    """The folder (or single file) that `source` names, on this disk; from the hub only if it is not here yet.
+
+    Args:
+        name: the model's public name, for messages.
+        local: where to look for hub repositories before the cache, as `local/ORG/REPO` or `local/REPO`; default the
+            environment variable ZOO_WEIGHTS.
+        together: all sources that the model needs, for the message.
+
+    Raises:
+        WeightsError: there is no such folder, or the hub can't be reached; says the ways out.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "hf":
+        return fetch(source, name=name, local=local, together=together)
+    if kind == "packaged":
+        return _existing(PACKAGED / rest, source, f"packaged are: {', '.join(packaged()) or 'none'}")
+    return _existing(Path(rest if kind == "path" else source).expanduser(), source)
+
+
+def fetch_file(source: str) -> Path:
+    """One file of a hub repository, `hf:ORG/REPO[@REVISION]:FILE`. Raises WeightsError as `fetch_folder` does."""
+    if HubPlace.parse(source).file is None:
+        raise WeightsError(f"'{source}' names no file; write hf:ORG/REPO[@REVISION]:FILE")
+    return fetch(source, name="NAME")
+
+
+def packaged() -> list[str]:
+    """Names of the bundles inside this package."""
+    return sorted(p.parent.name for p in PACKAGED.glob("*/bundle.json"))
+
+
+def _existing(path: Path, source: str, hint: str = "") -> Path:
+    if not path.exists():
+        raise WeightsError(f"there is no '{path}' (from '{source}') {hint}".strip())
+    return path
+
+
+# ---- what they claim to be ------------------------------------------------------------------------------------------
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file. Raises WeightsError if it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+def verify(folder: Path, hashes: Mapping[str, str] | str) -> None:
+    """Compare files with their digests. `hashes`: file name -> sha256, or one digest for the only weight file.
+
+    Raises:
+        WeightsError: a file is missing or differs; names it.
+    """
+    if isinstance(hashes, str):
+        files = [folder] if folder.is_file() else weight_files(folder)
+        if len(files) != 1:
+            raise WeightsError(
+                f"one sha256 for {len(files)} weight files in {folder}; the card must name them one by one"
+            )
+        expected = {files[0]: hashes}
+    else:
+        expected = {folder / name: digest for name, digest in hashes.items()}
+    for path, digest in expected.items():
+        if not path.is_file():
+            raise WeightsError(f"{path.parent} is incomplete: '{path.name}' is missing; fetch or copy it again")
+        if sha256(path) != digest.removeprefix("sha256:").lower():
+            raise WeightsError(
+                f"{path} is damaged or another version: its sha256 is not {digest}; fetch or copy it again"
+            )
+
+
+# ---- reading and loading --------------------------------------------------------------------------------------------
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder in the layouts in use: one file, shards with an index, or a peft adapter.
+
+    Raises:
+        WeightsError: there is none, or a shard that the index names is missing.
+    """
+    for stem in ("model", "adapter_model", "pytorch_model"):
+        for suffix in ("safetensors", "bin"):
+            index = folder / f"{stem}.{suffix}.index.json"
+            if index.is_file():
+                names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+                return [_existing(folder / Path(name).name, str(index)) for name in names]
+            if (folder / f"{stem}.{suffix}").is_file():
+                return [folder / f"{stem}.{suffix}"]
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        listed = ", ".join(p.name for p in found) or "none"
+        raise WeightsError(
+            f"{folder} has no model.safetensors, adapter_model or pytorch_model; safetensors there: {listed}"
+        )
+    return found
+
+
+def read_state(place: Path) -> dict[str, Tensor]:
+    """All tensors of a folder (see `weight_files`) or of one file, on the CPU.
+
+    Lightning checkpoints give their `state_dict`. Raises WeightsError for a file that is damaged or that would have to
+    be unpickled.
+    """
+    state: dict[str, Tensor] = {}
+    for path in [place] if place.is_file() else weight_files(place):
+        state |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged or no safetensors file: {error}; fetch or copy it again") from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    import pickle
+
+    import torch
+
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds pickled Python objects, which could run code and are never loaded here; "
+            f"convert it to safetensors where you trust it ({_first_line(error)})"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path} is damaged or no torch file: {_first_line(error)}") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise WeightsError(f"{path} holds no table of tensors")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def load_strictly(
+    module: nn.Module, state: Mapping[str, Tensor], source: str, may_miss: Collection[str] = frozenset()
+) -> None:
+    """Copy `state` into `module`; every key must be expected and every expected key be there.
+
+    Args:
+        source: where the tensors come from, for messages.
+        may_miss: keys that the source leaves out on purpose (a frozen backbone that was read before).
+
+    Raises:
+        WeightsError: missing, unexpected or misshapen tensors; lists the first few with the nearest right name.
+    """
+    expected = module.state_dict()
+    missing = missing_keys(module, state) - set(may_miss)
+    unexpected = sorted(set(state) - set(expected))
+    misshapen = sorted(k for k in state if k in expected and state[k].shape != expected[k].shape)
+    problems = []
+    if unexpected:
+        problems.append(
+            f"{len(unexpected)} unexpected: {_few(_hinted(k, missing or set(expected)) for k in unexpected)}"
+        )
+    if missing:
+        problems.append(f"{len(missing)} missing: {_few(sorted(missing))}")
+    if misshapen:
+        shapes = (f"{k} is {tuple(state[k].shape)}, the model has {tuple(expected[k].shape)}" for k in misshapen)
+        problems.append(f"{len(misshapen)} of another shape: {_few(shapes)}")
+    if problems:
+        raise WeightsError(f"the weights from {source} do not fit {type(module).__name__}; " + "; ".join(problems))
+    module.load_state_dict(dict(state), strict=False)
+
+
+def missing_keys(module: nn.Module, state: Collection[str]) -> set[str]:
+    """Keys of `module` that `state` lacks, also under the other names of a shared tensor."""
+    names: dict[int, list[str]] = {}
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(key)
+    return {key for keys in names.values() if not any(k in state for k in keys) for key in keys}
+
+
+def _hinted(key: str, known: Iterable[str]) -> str:
+    nearest = suggest(key, known, most=1)
+    return f"'{key}' (did you mean '{nearest[0]}'?)" if nearest else f"'{key}'"
+
+
+def _few(items: Iterable[str], most: int = 4) -> str:
+    listed = list(items)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
