@@ -34,7 +34,7 @@ check: $(VENV)/.dev  ## lint, format, types, import rules
 	$(VENV)/bin/python -m pytest -q tests/layers
 
 docs: $(VENV)/.dev  ## the documentation, into site/
-	$(VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 wheel: $(VENV)/.dev  ## the wheel, into dist/
 	$(VENV)/bin/python -m build --wheel
@@ -50,11 +50,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: no virtual environment could be made; on Debian and" \
 		"Ubuntu: apt install python3-venv" >&2; exit 1; }
 
-# The stamps make the second call instant; a changed pyproject.toml installs again.
+# The stamps make the second call instant; a changed pyproject.toml installs again. Python compiles what it imports, so pip
+# need not compile all of torch first.
 $(VENV)/.core: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -e .
+	$(VENV)/bin/python -m pip install --no-compile $(PIP_OPTIONS) -e .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -e '.[dev]'
+	$(VENV)/bin/python -m pip install --no-compile $(PIP_OPTIONS) -e '.[dev]'
 	@touch $@ $(VENV)/.core

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy
 import yaml
 
-import toy
 from zoo import bundle as bundles
 from zoo.bundle import MANIFEST, WEIGHTS, is_bundle, read_bundle, write_bundle
 from zoo.errors import RecipeError, WeightsError, ZooError

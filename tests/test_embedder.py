@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toy
 from PIL import Image
 
-import toy
 from zoo.embedder import Embedder
 from zoo.errors import NonFiniteError, SampleError, ZooError
 from zoo.types import Item

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toy
 import yaml
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-import toy
 import zoo
 from zoo import weights as weight_sources
 from zoo.bundle import write_bundle
@@ -162,6 +162,18 @@ def test_every_way_out_works(tmp_path: Path, module: toy.ToyEncoder, monkeypatch
     assert_same(zoo.load("toy", weights=given), module)
 
 
+@pytest.mark.parametrize("layout", ["", "toy", "org/toy"])
+def test_a_local_copy_also_gives_the_files_of_the_processor(
+    tmp_path: Path, module: toy.ToyEncoder, layout: str
+) -> None:
+    path = write_recipe(tmp_path, {"official": {"source": "hf:org/toy@v1"}})
+    words = tmp_path / "words.json"
+    path.write_text(path.read_text("utf-8").replace(str(words), "hf:org/toy@v1:words.json"), "utf-8")
+    copy = official(tmp_path / "copy" / layout, module)
+    words.rename(copy / "words.json")
+    assert_same(zoo.load("toy", weights=tmp_path / "copy"), module)
+
+
 def test_digest_of_the_card_is_checked(tmp_path: Path, module: toy.ToyEncoder) -> None:
     folder = official(tmp_path / "there", module)
     digest = sha256(folder / "model.safetensors")
@@ -206,7 +218,7 @@ def test_several_sources_are_joined_by_the_converter(tmp_path: Path, module: toy
     write_recipe(tmp_path, {"official": {"source": sources, "convert": "toys.halves", "sha256": [None, digest]}})
     assert_same(zoo.load("toy", weights=tmp_path / "mine"), module)
     write_recipe(tmp_path, {"official": {"source": sources}})
-    with pytest.raises(RecipeError, match="need a converter.*to join"):
+    with pytest.raises(RecipeError, match=r"need a converter.*to join"):
         zoo.load("toy", weights=tmp_path / "mine")
 
 

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_hub
 import huggingface_hub
 import pytest
 import torch
+from fake_hub import FakeHub, serving
 from huggingface_hub import constants
 from safetensors.torch import save, save_file
 from torch import nn
 
-import fake_hub
-from fake_hub import FakeHub, serving
 from zoo import hub as hub_module
 from zoo.errors import WeightsError
 from zoo.weights import fetch_file, fetch_folder, load_strictly, missing_keys, read_state, sha256, verify, weight_files

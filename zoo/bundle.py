@@ -77,6 +77,7 @@ def write_bundle(
     """Write `module` as a bundle; an earlier bundle at that place is replaced at the last moment.
 
     Args:
+        module: what is written.
         recipe: what built the module: the parsed recipe, or its file.
         folder: what to create.
         name: the public name, for the card; default the recipe's file stem, else the folder's name.

@@ -74,8 +74,7 @@ class Embedder:
     def dim(self) -> int:
         """E, the width of a vector."""
         if self._dim is None:
-            _, vectors = next(self.stream([_probe(self)]))
-            self._dim = int(vectors.shape[1])
+            self._dim = int(self._encoded(_probe(self.processor)).shape[1])
         return self._dim
 
     def __repr__(self) -> str:
@@ -101,7 +100,9 @@ class Embedder:
         Args:
             items: one thing (see the class) or a list of them.
             side: whose prompt to use.
+            batch_size: items that the model gets at once.
             instruction: for items that have none of their own.
+            show_progress_bar: with rate and time left.
             convert_to_numpy: else a torch tensor on the CPU.
             truncate_dim: keep the first so many values and normalise again (for models trained that way).
 
@@ -145,6 +146,9 @@ class Embedder:
         """Positions and their vectors, batch by batch, in an order that saves padding.
 
         Args:
+            items: what to embed.
+            side: whose prompt to use.
+            batch_size: items that the model gets at once.
             names: of the items, for messages; default their positions.
             on_bad: called with the position and the error of an item that can't be used, which is then left out;
                 None = raise.
@@ -183,11 +187,14 @@ class Embedder:
                 bad.append((row, error))
         return good, self.processor([samples[row] for row in good]).views[view] if good else None, bad
 
-    def _vectors(self, inputs: Inputs, names: list[str]) -> Vectors:
+    def _encoded(self, inputs: Inputs) -> Tensor:
         device = self.device
         self.module.eval()
         with torch.inference_mode():
-            vectors = self.module.encode({key: value.to(device) for key, value in inputs.items()}).vector.float().cpu()
+            return self.module.encode({key: value.to(device) for key, value in inputs.items()}).vector.float().cpu()
+
+    def _vectors(self, inputs: Inputs, names: list[str]) -> Vectors:
+        vectors = self._encoded(inputs)
         finite = torch.isfinite(vectors).all(dim=1)
         if not finite.all():
             bad = [name for name, ok in zip(names, finite.tolist(), strict=True) if not ok]
@@ -252,8 +259,11 @@ def _with_digests(value: Any) -> Any:
         return {k: str(v).rpartition(".")[2] if k == "class_path" else _with_digests(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_with_digests(v) for v in value]
-    if isinstance(value, str) and value.startswith("packaged:"):
-        return sha256(locate(value))
+    if isinstance(value, str) and value.startswith(("packaged:", "hf:")):
+        try:
+            return sha256(locate(value))
+        except ZooError:  # a repository as a whole, or a file that nothing needed so far
+            return value
     if isinstance(value, str) and len(value) < 4096 and "\n" not in value and Path(value).is_file():
         return sha256(Path(value))
     return value
@@ -262,16 +272,16 @@ def _with_digests(value: Any) -> Any:
 # ---- batches ahead, numbers -----------------------------------------------------------------------------------------
 
 
-def _probe(embedder: Embedder) -> Item:
-    """Something that the model can embed, to see how wide its vectors are."""
+def _probe(processor: Any) -> Inputs:
+    """Inputs of something that the model can embed, to see how wide its vectors are."""
     from PIL import Image
 
-    text, picture = Item(text="a"), Item(images=(Image.new("RGB", (64, 64)),))
     try:
-        embedder.processor([Sample("probe", {"target": text})])
-    except (SampleError, ZooError):
-        return picture  # a model of pictures alone
-    return text
+        inputs = processor([Sample("probe", {"target": Item(text="a")})])
+    except SampleError:  # a model of pictures alone
+        inputs = processor([Sample("probe", {"target": Item(images=(Image.new("RGB", (64, 64)),))})])
+    found: Inputs = inputs.views["target"]
+    return found
 
 
 def _ahead(prepare: Callable[[list[int]], Any], batches: Sequence[list[int]]) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from zoo.bundle import Bundle, is_bundle, read_bundle
 from zoo.convert.transformers_folder import load_folder
 from zoo.embedder import Embedder
 from zoo.errors import RecipeError, WeightsError, ZooError
+from zoo.hub import HubPlace
 from zoo.module import EmbeddingModule
 from zoo.parsing import explain
 from zoo.recipe import Recipe, Weights, read_recipe
@@ -101,9 +102,11 @@ def _from_recipe(recipe: Recipe, tag: str | None, weights: bool | str | Path) ->
     if len(places) == 1 and is_bundle(places[0]):
         return _from_bundle(read_bundle(places[0]), name=recipe.name, card=recipe.raw["card"])
     state = _converted(released, places)  # before building: what is damaged is refused at once
-    module = _built_quietly(recipe.raw["model"], recipe.name)
-    source = _fill(module, state, _described(released, places), released.base, _local(weights))
-    return Embedder(module, recipe.raw, name=recipe.name, weights=source)
+    local = _local(weights)
+    raw = recipe.raw if local is None else recipe.raw | {"model": _with_local_files(recipe.raw["model"], local)}
+    module = _built_quietly(raw["model"], recipe.name)
+    source = _fill(module, state, _described(released, places), released.base, local)
+    return Embedder(module, raw, name=recipe.name, weights=source)
 
 
 def _released(recipe: Recipe, tag: str | None, weights: bool | str | Path) -> tuple[Weights, list[Path]]:
@@ -129,6 +132,19 @@ def _released(recipe: Recipe, tag: str | None, weights: bool | str | Path) -> tu
 def _holds_repository(local: Path, sources: list[str]) -> bool:
     repositories = [s.removeprefix("hf:").partition("@")[0].partition(":")[0] for s in sources if s.startswith("hf:")]
     return any((local / r).is_dir() or (local / r.rpartition("/")[2]).is_dir() for r in repositories)
+
+
+def _with_local_files(part: Any, local: Path) -> Any:
+    """A recipe's `model:` in which files of the hub (a tokenizer) are those of the local copy, where it has them."""
+    if isinstance(part, Mapping):
+        return {key: _with_local_files(value, local) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_with_local_files(value, local) for value in part]
+    if isinstance(part, str) and part.startswith("hf:") and (place := HubPlace.parse(part)).file:
+        for folder in (local / place.repo, local / place.repo.rpartition("/")[2], local):
+            if (folder / str(place.file)).is_file():
+                return str(folder / str(place.file))
+    return part
 
 
 def _local(weights: bool | str | Path) -> Path | None:

@@ -11,6 +11,9 @@ def counting(total: int, title: str, *, show: bool = True, done: int = 0) -> Ite
     """A bar with the share done, the rate and the time left; the block is given `advance(count)`.
 
     Args:
+        total: how many things there are, those done before included.
+        title: in front of the bar.
+        show: False = count in silence.
         done: how many were done before (a resumed run): they count for the share, not for the rate.
     """
     if not show:

@@ -28,6 +28,7 @@ def fetch_folder(source: str, *, name: str = "NAME", local: Path | None = None, 
     """The folder (or single file) that `source` names, on this disk; from the hub only if it is not here yet.
 
     Args:
+        source: see the module.
         name: the model's public name, for messages.
         local: where to look for hub repositories before the cache, as `local/ORG/REPO` or `local/REPO`; default the
             environment variable ZOO_WEIGHTS.
@@ -177,6 +178,8 @@ def load_strictly(
     """Copy `state` into `module`; every key must be expected and every expected key be there.
 
     Args:
+        module: what they are for.
+        state: key -> tensor.
         source: where the tensors come from, for messages.
         may_miss: keys that the source leaves out on purpose (a frozen backbone that was read before).
 

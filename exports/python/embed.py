@@ -18,6 +18,7 @@ import importlib.util
 import io
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 try:
     import numpy as np
     import onnxruntime
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
     from tokenizers import Tokenizer
 except ImportError as error:
     raise ImportError(f"embed.py needs {error.name}: pip install onnxruntime numpy pillow tokenizers") from error
@@ -35,6 +36,8 @@ except ImportError as error:
 FORMAT = 1
 _VIEWS = {"query": "query", "document": "target"}
 _FIELDS = ("text", "image", "images", "instruction")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_MAX_PIXELS = 64_000_000
 _ATTENTION_CELLS = 2**26  # the vision graph needs memory for pictures x patches^2 x heads: so many cells at a time
 
 
@@ -177,7 +180,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise EmbedError(
             f"{folder} is no export: it has no manifest.json (write one with: zoo export NAME --to {folder})"
         )
-    manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise EmbedError(f"{path} is damaged ({error}); copy or export the folder again") from error
     if manifest["format"] > FORMAT:
         raise EmbedError(f"{folder} has format {manifest['format']}; use the embed.py that lies in it")
     for name, entry in manifest["files"].items():
@@ -236,6 +242,9 @@ def _item(thing: Any, instruction: str | None, position: int) -> Item:
 
 
 def _item_of_fields(fields: Mapping[str, Any], name: str) -> Item:
+    for key in ("text", "instruction"):
+        if fields.get(key) is not None and not isinstance(fields[key], str):
+            raise EmbedError(f"{name}: '{key}' is a {type(fields[key]).__name__}, not a str")
     unknown = [key for key in fields if key not in _FIELDS]
     if unknown:
         raise EmbedError(f"{name}: unknown field '{unknown[0]}' (there are {', '.join(_FIELDS)})")
@@ -249,22 +258,39 @@ def _item_of_fields(fields: Mapping[str, Any], name: str) -> Item:
 
 
 def _open(source: Any, name: str) -> Image.Image:
-    """A picture as RGB: turned as its camera noted, transparency on white."""
+    """A picture as RGB, exactly as in training: turned as its camera noted, transparency on white, first frame."""
+    where = f"{name}: picture {source}" if isinstance(source, str | Path) else f"{name}: picture"
     try:
         if isinstance(source, Image.Image):
-            picture = source
-        else:
-            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        picture.load()
-        picture = ImageOps.exif_transpose(picture)
+            return _rgb(source, where)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter, and an error
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as picture:
+                return _rgb(picture, where)
     except FileNotFoundError as error:
-        raise EmbedError(f"{name}: there is no file '{source}'") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        label = source if isinstance(source, str | Path) else "the picture"
-        raise EmbedError(f"{name}: {label} can't be read as a picture: {error}") from error
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        raise EmbedError(f"{where} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise EmbedError(f"{where} is not a picture in one of the formats {', '.join(_FORMATS)}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        if isinstance(error, EmbedError):
+            raise
+        raise EmbedError(f"{where} can't be read: {error}") from error
+
+
+def _rgb(picture: Image.Image, where: str) -> Image.Image:
+    if picture.width * picture.height > _MAX_PIXELS:
+        raise EmbedError(
+            f"{where} has {picture.width}x{picture.height} pixels, more than {_MAX_PIXELS}; shrink it first"
+        )
+    picture.load()
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):  # Pillow's own conversion would clip them at 255
+        values = np.asarray(picture, np.float64)
+        top = 65535.0 if picture.mode != "F" else max(1.0, float(values.max()))
+        return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        page = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(page, picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
 
 
@@ -292,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = Embedder(args.folder, threads=args.threads)
         if args.check:
             return _check(model)
-        vectors = model.encode(list(_requested(args)), side=args.side)
+        vectors = model.encode(list(_requested(args)), side=args.side, instruction=args.instruction)
         if args.out is None:
             for vector in vectors:
                 print(json.dumps([round(float(value), 7) for value in vector]))
@@ -308,16 +334,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _requested(args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
     if args.jsonl is None:
-        yield {"text": args.text, "images": args.image, "instruction": args.instruction}
+        yield {"text": args.text, "images": args.image}
         return
     if args.text is not None or args.image:
         raise EmbedError("give either --jsonl, or --text and --image")
     for number, line in enumerate(args.jsonl.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             fields = json.loads(line)
         except ValueError as error:
             raise EmbedError(f"{args.jsonl}, line {number}: no JSON ({error})") from error
-        yield {"instruction": args.instruction, **fields}
+        if not isinstance(fields, dict):
+            raise EmbedError(f"{args.jsonl}, line {number}: not an object with any of {', '.join(_FIELDS)}")
+        yield fields
 
 
 def _check(model: Embedder) -> int:

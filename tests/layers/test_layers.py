@@ -46,13 +46,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     # models
     "module": {"data", "distributed", "objectives"},
     "architectures": {"data", "module", "nn", "objectives", "registry"},
-    "callbacks": {"metrics", "distributed"},
-    "export": {"files", "progress"},
+    "callbacks": {"data", "distributed", "metrics"},
     # use
-    "bundle": {"card", "weights"},
+    "bundle": {"card", "recipe", "weights"},
+    "export": {"bundle", "files", "progress", "weights"},
     "items": {"data"},
     "embedder": {"bundle", "files", "items", "progress", "weights"},
-    "loading": {"bundle", "catalog", "embedder", "module", "parsing", "registry", "weights"},
+    "vectors": {"data", "embedder", "files", "progress", "weights"},
+    "loading": {
+        "bundle",
+        "catalog",
+        "convert",
+        "embedder",
+        "hub",
+        "module",
+        "parsing",
+        "recipe",
+        "registry",
+        "weights",
+    },
 }
 # these put everything together, so they may import all but the commands
 ASSEMBLY = {"testing", "evaluation", "serving"}

@@ -24,7 +24,7 @@ class ResumableCheckpoint(ModelCheckpoint):
     finite nothing is saved: the last good checkpoint stays.
     """
 
-    def __init__(self, dirpath: str | Path, every_n_train_steps: int = 50, seed: int = 0) -> None:
+    def __init__(self, dirpath: str | Path = "checkpoints", every_n_train_steps: int = 50, seed: int = 0) -> None:
         super().__init__(
             dirpath=dirpath,
             save_top_k=0,
@@ -58,3 +58,26 @@ class ResumableCheckpoint(ModelCheckpoint):
         last = Path(str(self.dirpath)) / "last.ckpt"
         if isinstance(exception, SIGTERMException | KeyboardInterrupt) and last.exists():
             print(f"\nstopped at step {trainer.global_step}; go on with the same command and --ckpt_path last ({last})")
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt`, the weights with the highest `monitor` at any validation."""
+
+    def __init__(self, dirpath: str | Path = "checkpoints", monitor: str = "val/primary") -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best",
+            monitor=monitor,
+            mode="max",
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+        self.wanted = monitor
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if this validation was the best so far and measured `monitor` at all."""
+        if self.wanted in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: only validations decide (without them there is no best)."""

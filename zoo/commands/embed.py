@@ -16,11 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `zoo embed` takes."""
     parser.add_argument("name", help="a model as `zoo list` prints it, or path:FOLDER of a bundle or run")
     parser.add_argument("input", type=Path, help="a folder of pictures, a .parquet or a .jsonl file")
-    parser.add_argument("--out", type=Path, required=True, help="the result: .parquet, or .npy with .ids.jsonl beside it")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the result: .parquet, or .npy with .ids.jsonl beside it"
+    )
     parser.add_argument("--text-column", metavar="NAME", help="default: text, if there is one")
     parser.add_argument("--image-column", metavar="NAME", help="default: image; paths (relative to the file) or bytes")
     parser.add_argument("--instruction", metavar="TEXT", help="what to look for, for every row")
-    parser.add_argument("--side", choices=("document", "query"), default="document", help="whose prompt; default document")
+    parser.add_argument(
+        "--side", choices=("document", "query"), default="document", help="whose prompt; default document"
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default 32")
     parser.add_argument("--on-bad", choices=("skip", "raise"), default="skip", help="for rows that can't be used")
     parser.add_argument("--restart", action="store_true", help="discard what another run left in OUT")
@@ -45,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         settings={"instruction": args.instruction, "columns": rows.columns, "dtype": args.dtype},
         batch_size=args.batch_size,
         strict=args.on_bad == "raise",
-        restart=args.restart,
+        earlier="discard" if args.restart else "refuse",
     )
     if result.before == result.rows:
         print(f"{args.out} was complete already")

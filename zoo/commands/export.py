@@ -23,9 +23,10 @@ _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `zoo export` takes."""
     parser.add_argument("name", help="which model: an entry of `zoo list`, or path:PLACE")
-    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="the folder to create")
+    parser.add_argument(
+        "--to", required=True, type=Path, metavar="DIR", help="the folder to create (an earlier export is replaced)"
+    )
     parser.add_argument("--opset", type=int, default=20, help="version of the ONNX operators, 18 to 25 (default 20)")
-    parser.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,9 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from zoo.loading import load
 
     embedder = load(args.name, device="cpu", dtype="float32")
-    exported = export_embedder(
-        embedder, args.to, opset=args.opset, overwrite=args.overwrite, report=lambda line: print(line, flush=True)
-    )
+    exported = export_embedder(embedder, args.to, opset=args.opset, report=lambda line: print(line, flush=True))
     _print_measured(exported)
     return 0
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
+import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from zoo.bundle import write_bundle
-from zoo.callbacks.checkpointing import ResumableCheckpoint
+from zoo.callbacks.checkpointing import BestCheckpoint, ResumableCheckpoint
 from zoo.callbacks.evaluation import RetrievalEvaluation
 from zoo.callbacks.history import History
 from zoo.callbacks.report import Report
-from zoo.errors import RecipeError
 from zoo.module import EmbeddingModule
 from zoo.registry import import_parts
 
@@ -26,49 +22,34 @@ from zoo.registry import import_parts
 class ZooCLI(LightningCLI):
     """LightningCLI in subclass mode, with what every run of the zoo has: exact resume, evaluation, history, report."""
 
-    recipe: Path
+    recipe = Path("run.yaml")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """`card:` rides in the same file; `zoo.catalog` checks it."""
+        """The sections of a recipe beside model, data and trainer. `card:` is checked by `zoo.catalog`."""
         parser.add_argument("--card", type=dict, default={}, help="what `zoo show` prints")
-        parser.add_argument("--run_dir", type=str, default="", help="where this run writes; default runs/<recipe>")
-        parser.add_argument("--save_every", type=int, default=50, help="steps between two saves of last.ckpt")
-        parser.add_argument("--monitor", type=str, default="val/primary", help="metric that decides the best checkpoint")
+        parser.add_argument("--run_dir", type=str, default="", help="where this run writes (default: runs/RECIPE)")
+        parser.add_lightning_class_args(RetrievalEvaluation, "evaluation")
+        parser.add_lightning_class_args(History, "history")
+        parser.add_lightning_class_args(Report, "report")
+        parser.add_lightning_class_args(ResumableCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "best")
 
     def before_instantiate_classes(self) -> None:
-        """Fill in what follows from the recipe's name: where the run writes, its loggers."""
+        """Fill in what follows from the recipe's name: where the run writes, and its loggers."""
         settings = self.config[self.subcommand]
-        self.recipe = Path(str(settings.config[0])) if settings.config else Path("run.yaml")
+        if settings.config:
+            self.recipe = Path(str(settings.config[0]))
         run_dir = Path(settings.run_dir or Path("runs") / self.recipe.stem)
-        settings.run_dir = str(run_dir)
-        settings.trainer.default_root_dir = str(run_dir)
+        settings.run_dir = settings.trainer.default_root_dir = settings.report.dirpath = str(run_dir)
+        settings.report.name = self.recipe.stem
+        settings.checkpoint.dirpath = settings.best.dirpath = str(run_dir / "checkpoints")
+        if isinstance(settings.seed_everything, int):
+            settings.checkpoint.seed = settings.seed_everything
         if settings.trainer.logger is None:
-            settings.trainer.logger = False
-            self.default_loggers = True
-
-    default_loggers = False
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Lightning's Trainer plus the callbacks and loggers of every run."""
-        settings = self.config_init[self.subcommand]
-        run_dir = Path(settings.run_dir)
-        trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks = _in_order([*trainer.callbacks, *self._callbacks(run_dir)])
-        if self.default_loggers:
-            trainer.loggers = [CSVLogger(run_dir, name="logs"), TensorBoardLogger(run_dir, name="tensorboard")]
-        return trainer
-
-    def _callbacks(self, run_dir: Path) -> list[Callback]:
-        settings = self.config_init[self.subcommand]
-        callbacks: list[Callback] = [RetrievalEvaluation(), History(), Report(run_dir, name=self.recipe.stem)]
-        if self.subcommand == "fit":
-            checkpoints = run_dir / "checkpoints"
-            seed = settings.seed_everything if isinstance(settings.seed_everything, int) else 0
-            callbacks.append(ResumableCheckpoint(checkpoints, settings.save_every, seed))
-            if settings.data.init_args.val:
-                best = ModelCheckpoint(checkpoints, "best", settings.monitor, mode="max", enable_version_counter=False)
-                callbacks.append(best)
-        return callbacks
+            settings.trainer.logger = [
+                {"class_path": "CSVLogger", "init_args": {"save_dir": str(run_dir), "name": "logs"}},
+                {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(run_dir), "name": "tensorboard"}},
+            ]
 
     def before_validate(self) -> None:
         """Without --ckpt_path: measure the released weights of the recipe."""
@@ -88,10 +69,9 @@ class ZooCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Write the bundle of the best (or, without validation, the last) weights, and measure them on the test tasks."""
-        best = next((c for c in self.trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
-        path = getattr(best, "best_model_path", "")
-        if path:
-            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
+        if best.best_model_path:
+            state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
             self.model.load_state_dict(state)
         run_dir = Path(self.config["fit"].run_dir)
         if self.datamodule is not None and self.datamodule.tasks("test"):
@@ -105,7 +85,8 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
     """`zoo fit|validate|test|predict` with the rest of the command line. Returns the exit code."""
     import_parts()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _describe_unknown(argv)
+    # our loaders resume by themselves (HomogeneousBatches); Lightning knows only of loaders with a state
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     ZooCLI(
         EmbeddingModule,
         LightningDataModule,
@@ -114,19 +95,8 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
         auto_configure_optimizers=False,
         save_config_callback=None,
         seed_everything_default=0,
-        trainer_defaults={
-            "use_distributed_sampler": False,
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 10,
-            "enable_checkpointing": False,
-        },
-        parser_kwargs={"parser_mode": "omegaconf" if False else "yaml"},
+        trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
+        parser_kwargs={"default_env": False},
         args=[subcommand, *argv],
     )
     return 0
-
-
-def _in_order(callbacks: list[Any]) -> list[Callback]:
-    """Evaluation first (it logs what checkpoints monitor), checkpoints last, as Lightning does it."""
-    saving = [c for c in callbacks if isinstance(c, ModelCheckpoint)]
-    return [c for c in callbacks if not isinstance(c, ModelCheckpoint)] + saving

@@ -1,8 +1,129 @@
-"""Temporary reader."""
+"""Opening pictures that may be anything: checked before they are decoded, and always RGB afterwards."""
+
+from __future__ import annotations
+
 import io
-from PIL import Image
-def open_image(source, name):
-    im = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else (Image.open(source) if not isinstance(source, Image.Image) else source)
-    if im.mode == "RGBA":
-        bg = Image.new("RGBA", im.size, (255, 255, 255, 255)); bg.alpha_composite(im); im = bg
-    return im.convert("RGB")
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from zoo.errors import SampleError
+from zoo.types import ImageSource
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is opened at all: raster formats. Never EPS, which runs a program, nor SVG, which is one."""
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"))
+"""File names that are taken for pictures, in lower case."""
+
+MAX_PIXELS = 64_000_000
+"""Largest width x height; a header that claims more is refused before memory is spent on it."""
+
+Colour = tuple[int, int, int]
+WHITE: Colour = (255, 255, 255)
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS, background: Colour = WHITE) -> Image.Image:
+    """A picture as RGB: EXIF orientation applied, transparency laid on `background`, of an animation the first frame.
+
+    Grey, palette and CMYK pictures are converted without colour management; 16 bits a channel become 8.
+
+    Args:
+        source: a path, encoded bytes or a PIL picture (not changed; returned itself if it is plain RGB).
+        name: of the sample, for the message.
+        max_pixels: refuse larger ones.
+        background: what shows through where the picture is transparent.
+
+    Raises:
+        SampleError: missing, empty, truncated, too large, or no picture of a known format; names sample and file.
+    """
+    if isinstance(source, Image.Image):
+        return _decoded(source, f"{name}: image", max_pixels, background)
+    stream, where = _stream(source, name)
+    try:
+        picture = Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise SampleError(f"{where} is not a picture in one of the formats {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as error:
+        raise SampleError(f"{where} is too large: {error}") from error
+    except Exception as error:  # what the readers raise on damaged headers has no common class
+        raise SampleError(f"{where} is damaged: {error}") from error
+    with picture:
+        return _decoded(picture, where, max_pixels, background)
+
+
+def _stream(source: ImageSource, name: str) -> tuple[io.BytesIO | Path, str]:
+    """What Pillow opens, and what a message calls it."""
+    if isinstance(source, bytes):
+        if not source:
+            raise SampleError(f"{name}: image is empty (0 bytes)")
+        return io.BytesIO(source), f"{name}: image"
+    if not isinstance(source, str | Path):
+        raise SampleError(f"{name}: a picture is a path, bytes or a PIL image, not {type(source).__name__}")
+    if isinstance(source, str) and source.startswith(("http://", "https://", "data:", "hf://")):
+        raise SampleError(f"{name}: image {source[:80]} is an address; download it and give the path")
+    where, path = f"{name}: image {source}", Path(source)
+    try:
+        if path.is_dir():
+            raise SampleError(f"{where} is a folder, not a file")
+        if not path.is_file():
+            raise SampleError(f"{where} does not exist")
+        if path.stat().st_size == 0:
+            raise SampleError(f"{where} is empty (0 bytes)")
+        with path.open("rb"):
+            return path, where
+    except (OSError, ValueError) as error:  # no permission, a name that no file can have
+        if isinstance(error, SampleError):
+            raise
+        raise SampleError(f"{where} can't be read: {error}") from error
+
+
+def _decoded(picture: Image.Image, where: str, max_pixels: int, background: Colour) -> Image.Image:
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise SampleError(f"{where} has {width}x{height} pixels, more than {max_pixels}; shrink it first")
+    if width < 1 or height < 1:
+        raise SampleError(f"{where} has no pixels ({width}x{height})")
+    try:
+        picture.load()
+        turn = _UPRIGHT.get(picture.getexif().get(_ORIENTATION, 1))
+        rgb = _rgb(picture, background)
+        return rgb.transpose(turn) if turn is not None else rgb
+    except Exception as error:  # as above: no common class, and colour modes without a way to RGB
+        raise SampleError(f"{where} is damaged: {error or type(error).__name__}") from error
+
+
+def _rgb(picture: Image.Image, background: Colour) -> Image.Image:
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
+        return _grey(picture)
+    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
+        with_alpha = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        page = Image.new("RGB", picture.size, background)
+        page.paste(with_alpha, mask=with_alpha.getchannel("A"))
+        return page
+    return picture.convert("RGB")
+
+
+def _grey(picture: Image.Image) -> Image.Image:
+    """More than 8 bits a pixel; Pillow's own conversion would clip them at 255.
+
+    Integers are read as 16 bits. Floats have no fixed range: up to 1.0, or up to their largest value if that is more.
+    """
+    values = np.array(picture, np.float32)  # in place from here on: the picture may be large
+    np.nan_to_num(values, copy=False)
+    values *= 255.0 / (65535.0 if picture.mode != "F" else max(1.0, float(values.max())))
+    return Image.fromarray(np.rint(values.clip(0, 255, out=values)).astype(np.uint8)).convert("RGB")

@@ -53,25 +53,23 @@ def export_embedder(
     *,
     opset: int = 20,
     tolerance: float = TOLERANCE,
-    overwrite: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Exported:
     """Write a folder that embeds without torch.
 
     Args:
         embedder: on the CPU, in float32.
-        folder: what to create.
+        folder: what to create; an earlier export at that place is replaced at the last moment.
         opset: version of the ONNX operators, one of `OPSETS`.
         tolerance: largest allowed difference to torch (see `zoo.export.verify`).
-        overwrite: replace an existing folder.
         report: told in a line what is being done.
 
     Raises:
         ZooError: the model can't be exported, a graph or the runtime gives other values than torch, or the folder
-            exists. Nothing is left behind.
+            holds something else. Nothing is left behind.
     """
     folder = folder.expanduser().absolute()
-    _check_request(embedder, folder, opset, overwrite)
+    _check_request(embedder, folder, opset)
     graphs = embedder.module.export_graphs()
     size = sum(t.nbytes for t in embedder.module.state_dict().values())
     with whole_or_nothing(folder, size) as partial:
@@ -115,9 +113,18 @@ def runtime_source() -> Path:
     return (packaged if packaged.is_dir() else package.parent / "exports") / "python" / "embed.py"
 
 
-def _check_request(embedder: Embedder, folder: Path, opset: int, overwrite: bool) -> None:
-    if folder.exists() and not overwrite:
-        raise ZooError(f"{folder} exists; choose another folder, or allow it to be replaced (--overwrite)")
+def public_source(source: str | None) -> str | None:
+    """Where weights came from, without the folders of this machine."""
+    return Path(source).name if source is not None and Path(source).is_absolute() else source
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() and (folder / "embed.py").is_file()
+
+
+def _check_request(embedder: Embedder, folder: Path, opset: int) -> None:
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _is_export(folder)):
+        raise ZooError(f"{folder} exists and is no export; choose another folder")
     if opset not in OPSETS:
         raise RecipeError(f"opset {opset} can't be written reliably; choose one of {OPSETS[0]} to {OPSETS[-1]}")
     if not callable(getattr(embedder.processor, "export", None)):
@@ -139,7 +146,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "name": embedder.name,
-        "weights": {"source": embedder.weights, "fingerprint": embedder.fingerprint()},
+        "weights": {"source": public_source(embedder.weights), "fingerprint": embedder.fingerprint()},
         "license": embedder.card.get("license"),
         "dim": embedder.dim,
         "opset": opset,

@@ -48,7 +48,7 @@ def check_graph(graph: Graph, path: Path, tolerance: float = TOLERANCE) -> Verif
     tested, worst = [], 0.0
     for example in graph.examples:
         sizes = axis_sizes(graph, example)
-        described = describe_sizes(sizes)
+        described = describe_sizes(sizes) or ", ".join(f"{n} {tuple(t.shape)}" for n, t in example.items())
         difference = _difference(graph, session, example, described)
         if not difference <= tolerance:
             raise ZooError(

@@ -1,7 +1,7 @@
 """Files of vectors: what `zoo embed` writes and `zoo search` reads.
 
-A Parquet file with the columns `id`, `path`, `text` (null where a row has none) and `vector` (fixed-size list of float32),
-and in its metadata the facts without which vectors mean nothing: which model, which weights, which side, which prompt.
+A Parquet file with the columns `id`, `path`, `text` (null where a row has none) and `vector` (fixed-size list of
+float32), and in its metadata the facts without which vectors mean nothing: which model, weights, side and prompt.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -64,10 +64,12 @@ def read_facts(path: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     try:
-        metadata = pq.read_schema(path).metadata or {}  # type: ignore[no-untyped-call]
+        metadata = pq.read_schema(path).metadata or {}
         facts: dict[str, Any] = json.loads(metadata[_FACTS])
     except KeyError as error:
-        raise ZooError(f"{path} was not written by zoo embed: it does not say which model its vectors come from") from error
+        raise ZooError(
+            f"{path} was not written by zoo embed: it does not say which model its vectors come from"
+        ) from error
     except (OSError, ValueError) as error:
         raise ZooError(f"{path} can't be read as a file of vectors: {error}") from error
     return facts
@@ -79,7 +81,7 @@ def read_vectors(path: Path) -> VectorFile:
 
     facts = read_facts(path)
     try:
-        table = pq.read_table(path).combine_chunks()  # type: ignore[no-untyped-call]
+        table = pq.read_table(path).combine_chunks()
     except (OSError, ValueError) as error:
         raise ZooError(f"{path} is damaged: {error}") from error
     column = table.column("vector")
@@ -103,19 +105,22 @@ def write_vectors(path: Path, tables: Iterable[pa.Table]) -> int:
     with (
         replacing(path) as partial,
         # vectors do not repeat: a dictionary would only make the file half as large again
-        pq.ParquetWriter(partial, first.schema, compression="zstd", use_dictionary=False) as writer,  # type: ignore[no-untyped-call]
+        pq.ParquetWriter(partial, first.schema, compression="zstd", use_dictionary=False) as writer,
     ):
         for table in chain([first], remaining):
-            writer.write_table(table)  # type: ignore[no-untyped-call]
+            writer.write_table(table)
             rows += len(table)
     return rows
 
 
 def write_npy(path: Path, tables: Iterable[pa.Table], rows: int, dim: int, facts: Mapping[str, Any]) -> None:
     """Write the vectors (rows, dim) as `path`, the rest of each row as one line of `<path>.ids.jsonl`, the facts as
-    `<path>.json`. Errors as `write_vectors`."""
+    `<path>.json`. Errors as `write_vectors`.
+    """
     ids, about = (path.with_name(path.name + suffix) for suffix in (".ids.jsonl", ".json"))
-    with replacing(ids) as partial_ids, replacing(path) as partial:
+    with replacing(about) as partial:
+        partial.write_text(json.dumps(dict(facts), indent=2) + "\n", "utf-8")
+    with replacing(path) as partial, replacing(ids) as partial_ids:  # the vectors appear last: they say "complete"
         vectors = np.lib.format.open_memmap(partial, "w+", np.float32, (rows, dim))
         start = 0
         with partial_ids.open("w", encoding="utf-8") as lines:
@@ -127,8 +132,6 @@ def write_npy(path: Path, tables: Iterable[pa.Table], rows: int, dim: int, facts
                     lines.write(json.dumps(row, ensure_ascii=False) + "\n")
         vectors.flush()
         del vectors
-    with replacing(about) as partial:
-        partial.write_text(json.dumps(dict(facts), indent=2) + "\n", "utf-8")
 
 
 @contextmanager
@@ -145,9 +148,12 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ZooError(f"no space left to write {path}: free some or choose another disk; nothing was lost") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise ZooError(
+                f"no space left to write {path}: free some or choose another disk; nothing was lost"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise ZooError(f"{path} can't be written ({error.strerror}); choose another place") from error
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where the place itself is the problem, there is nothing to remove
+            partial.unlink(missing_ok=True)

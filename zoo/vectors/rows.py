@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ _TEXT, _IMAGE, _ID = "text", "image", "id"
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to embed. `error` says why there is no item in it."""
+    """One thing to embed. `text` may be a caption that is only shown; `error` says why there is no item."""
 
     number: int
     id: str
@@ -30,9 +31,13 @@ class Row:
 
 
 class Rows(Protocol):
-    """An input that can be read from any shard on. `fingerprint` changes when the input does."""
+    """An input that can be read from any shard on.
+
+    fingerprint: changes when the input does. columns: what is read of it, for inputs that have columns.
+    """
 
     fingerprint: str
+    columns: list[str]
 
     def __len__(self) -> int: ...
 
@@ -47,8 +52,10 @@ def open_rows(
     """A folder of pictures, a `.parquet` file, or a `.jsonl` file.
 
     Args:
-        text_column, image_column: default `text` and `image`, as far as the file has them. A picture is a path (relative
-            to the file), bytes, `{"bytes": ..., "path": ...}` as in published data sets, or a list of these.
+        source: the folder or file.
+        text_column: default `text` if the file has it; none if `image_column` alone is given.
+        image_column: default `image` if the file has it. A picture is a path (relative to the file), bytes,
+            `{"bytes": ..., "path": ...}` as in published data sets, or a list of these.
         instruction: for every row.
 
     Raises:
@@ -68,6 +75,7 @@ def open_rows(
 
 class _Folder:
     def __init__(self, folder: Path, instruction: str | None) -> None:
+        self.columns: list[str] = []
         self.folder, self.instruction = folder, instruction
         self.files = list_images(folder)
         if not self.files:
@@ -88,31 +96,32 @@ class _Folder:
     def _row(self, number: int) -> Row:
         file = self.files[number]
         name = file.relative_to(self.folder).as_posix()
-        return Row(number, name, str(file), None, Item(images=(file,), instruction=self.instruction))
+        return Row(number, name, str(file.absolute()), None, Item(images=(file,), instruction=self.instruction))
 
 
 class _Records:
-    """Rows of a file as mappings; the kinds of file differ in `columns`, `__len__` and `records`."""
+    """Rows of a file as mappings; the kinds of file differ in `names`, `__len__` and `records`."""
 
     def __init__(self, file: Path, text: str | None, image: str | None, instruction: str | None) -> None:
         self.file, self.instruction = file, instruction
-        columns = self.columns()
+        names = self.names()
         for name in (text, image):
-            if name is not None and name not in columns:
-                raise UnknownNameError(f"column of {file.name}:", name, columns, f"(there are {', '.join(columns)})")
+            if name is not None and name not in names:
+                raise UnknownNameError(f"column of {file.name}:", name, names, f"(there are {', '.join(names)})")
         given = text is not None or image is not None
-        self.text = text if given else _TEXT if _TEXT in columns else None
-        self.image = image if given else _IMAGE if _IMAGE in columns else None
+        self.text = text if given else _TEXT if _TEXT in names else None
+        self.image = image if given else _IMAGE if _IMAGE in names else None
         if self.text is None and self.image is None:
             raise ZooError(
                 f"{file} has no column 'text' or 'image': name what to embed with --text-column or --image-column "
-                f"(there are {', '.join(columns)})"
+                f"(there are {', '.join(names)})"
             )
         if not len(self):
             raise ZooError(f"{file} has no rows")
+        self.columns = [name for name in (self.text, self.image) if name]
         self.fingerprint = sha256(file)
 
-    def columns(self) -> list[str]:
+    def names(self) -> list[str]:
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -146,11 +155,11 @@ class _Parquet(_Records):
         import pyarrow.parquet as pq
 
         try:
-            return pq.ParquetFile(self.file)  # type: ignore[no-untyped-call]
+            return pq.ParquetFile(self.file)
         except (OSError, ValueError) as error:
             raise ZooError(f"{self.file} can't be read as Parquet: {error}") from error
 
-    def columns(self) -> list[str]:
+    def names(self) -> list[str]:
         return list(self._open().schema_arrow.names)
 
     def __len__(self) -> int:
@@ -172,11 +181,12 @@ class _Parquet(_Records):
 
 
 class _JsonLines(_Records):
-    def columns(self) -> list[str]:
-        for record in self.records(0):
-            if not isinstance(record, str):
-                return list(record)
-        raise ZooError(f"{self.file} has no line that is a JSON object")
+    def names(self) -> list[str]:
+        """Of the first lines together: a line may leave out what it does not have."""
+        first = [record for record in islice(self.records(0), 1000) if not isinstance(record, str)]
+        if not first:
+            raise ZooError(f"{self.file} has no line that is a JSON object")
+        return list(dict.fromkeys(name for record in first for name in record))
 
     def __len__(self) -> int:
         with self.file.open("rb") as lines:
@@ -219,5 +229,5 @@ def _picture(value: Any, folder: Path) -> Path | bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and value:
-        return folder / value
+        return (folder / value).absolute()
     raise ZooError(f"a picture is a {type(value).__name__}, not a path or bytes")

@@ -14,7 +14,7 @@ from zoo.errors import SampleError
 from zoo.progress import counting
 from zoo.vectors.files import table_of
 from zoo.vectors.rows import Row, Rows
-from zoo.vectors.shards import Shards
+from zoo.vectors.shards import Earlier, Shards
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,21 +38,27 @@ def embed_rows(
     settings: dict[str, Any] | None = None,
     batch_size: int = 32,
     strict: bool = False,
-    restart: bool = False,
+    earlier: Earlier = "refuse",
     show: bool = True,
 ) -> Result:
     """Embed all rows into `out` (see `zoo.vectors.files`), going on where an earlier equal run stopped.
 
     Args:
+        embedder: the model.
+        rows: its input.
+        out: `.parquet` or `.npy`.
+        side: whose prompt to use.
         settings: what else the vectors depend on (instruction, columns); kept with them.
+        batch_size: rows that the model gets at once.
         strict: raise for the first row that can't be used, instead of leaving it out and listing it.
-        restart: discard what another run left in the place of `out`.
+        earlier: what to do with what other runs left in the place of `out` (see `Shards`).
+        show: a bar with rate and time left.
 
     Raises:
         SampleError: in strict mode; ZooError: `out` is of another run, no space left, no usable row.
     """
     facts = facts_of(embedder, side) | {"settings": settings or {}, "input": rows.fingerprint}
-    shards = Shards(out, facts, len(rows), restart)
+    shards = Shards(out, facts, len(rows), earlier)
     if shards.complete:
         return Result(len(rows), shards.bad, len(rows))
     missing = shards.missing()
@@ -88,22 +94,21 @@ def _embedded(
     bad: dict[int, str] = {}
 
     def refuse(position: int, error: str | SampleError) -> None:
-        row = part[position]
         if strict:
-            raise SampleError(f"row {row.number} ('{row.id}') can't be used: {error}")
+            raise SampleError(str(error))
         bad[position] = str(error)
         advance(1)
 
     for position, row in enumerate(part):
         if row.error:
-            refuse(position, row.error)
+            refuse(position, f"row {row.number}: {row.error}")
     usable = [position for position, row in enumerate(part) if not row.error]
     vectors = np.zeros((len(part), embedder.dim), np.float32)
     stream = embedder.stream(
         [part[p].item for p in usable],
         side=side,
         batch_size=batch_size,
-        names=[part[p].id for p in usable],
+        names=[f"row {part[p].number} '{part[p].id}'" for p in usable],
         on_bad=lambda i, error: refuse(usable[i], error),
     )
     for found, values in stream:

@@ -1,4 +1,4 @@
-"""A long embedding run cut into shards: what is done stays done when the run is stopped, and is used only by the same run."""
+"""A long embedding run cut into shards: what is done stays done when it is stopped, and serves only the same run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import ZooError
 from zoo.vectors.files import read_facts, replacing, write_npy, write_vectors
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMATS = (".parquet", ".npy")
+Earlier = Literal["refuse", "replace", "discard"]
 _SMALLEST = 256  # rows: what is lost at most when a run is stopped
 _MOST = 2000  # shards: more files in a folder serve nobody
 
@@ -26,24 +27,31 @@ class Shards:
         out: the result, `.parquet` or `.npy`; the parts lie in `<out>.parts/` until all are there.
         facts: what the vectors depend on: equal facts = the same result. Kept in the result.
         rows: how many rows the input has.
-        restart: discard what another run left there, instead of refusing.
+        earlier: what to do with what another run left there: "refuse", "replace" it, or "discard" even the same run's.
 
     Raises:
         ZooError: `out` has another ending; `out` or its parts come from another run: says what differs.
     """
 
-    def __init__(self, out: Path, facts: Mapping[str, Any], rows: int, restart: bool = False) -> None:
+    def __init__(self, out: Path, facts: Mapping[str, Any], rows: int, earlier: Earlier = "refuse") -> None:
         if out.suffix not in FORMATS:
             raise ZooError(f"'{out}' is no name for a result: it ends in {' or '.join(FORMATS)}")
-        self.out, self.facts, self.rows = out, dict(facts), rows
+        self.out, self.rows = out, rows
+        self.facts: dict[str, Any] = json.loads(json.dumps(dict(facts)))  # as they come back from the file
         self.folder = out.with_name(out.name + ".parts")
         self.size = max(_SMALLEST, -(-rows // _MOST))
         self.count = -(-rows // self.size)
-        if restart:
+        if earlier == "discard":
             self._discard()
-        self._check(_result_facts(out), f"{out} is")
-        started = self.folder / "run.json"
-        self._check(json.loads(started.read_text("utf-8")) if started.is_file() else None, f"{self.folder} belongs to")
+        try:
+            self._check(_result_facts(out), f"{out} is")
+            self._check(_started_facts(self.folder), f"{self.folder} belongs to")
+        except ZooError:
+            if earlier != "replace":
+                raise
+            self._discard()
+        if self.complete:  # the run before was stopped while it tidied up
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -54,9 +62,9 @@ class Shards:
         if earlier is None or earlier == self.facts:
             return
         changed = [
-            f"{key} was {_short(earlier.get(key))}, is {_short(self.facts.get(key))}"
-            for key in {**earlier, **self.facts}
-            if earlier.get(key) != self.facts.get(key)
+            f"{key} was {_short(earlier.get(key))}, is {_short(value)}"
+            for key, value in self.facts.items()
+            if earlier.get(key) != value
         ]
         raise ZooError(
             f"{subject} the result of another run: {'; '.join(changed)}. "
@@ -113,13 +121,24 @@ class Shards:
         import pyarrow.parquet as pq
 
         for k in range(self.count):
-            yield pq.read_table(self._part(k))  # type: ignore[no-untyped-call]
+            yield pq.read_table(self._part(k))
 
     def _part(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.parquet"
 
     def _bad(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.bad.jsonl"
+
+
+def _started_facts(folder: Path) -> dict[str, Any] | None:
+    path = folder / "run.json"
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ZooError(f"{path} can't be read ({error}); discard the earlier run with --restart") from error
+    return facts
 
 
 def _result_facts(out: Path) -> dict[str, Any] | None:
@@ -129,7 +148,9 @@ def _result_facts(out: Path) -> dict[str, Any] | None:
         return read_facts(out)
     about = out.with_name(out.name + ".json")
     if not about.is_file():
-        raise ZooError(f"{out} exists and was not written by zoo embed; choose another --out, or replace it with --restart")
+        raise ZooError(
+            f"{out} exists and was not written by zoo embed; choose another --out, or replace it with --restart"
+        )
     facts: dict[str, Any] = json.loads(about.read_text("utf-8"))
     return facts
 

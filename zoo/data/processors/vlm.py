@@ -128,6 +128,6 @@ class VlmProcessor(Processor):
 
     def export(self, folder: Path) -> dict[str, Any]:
         """Write what a runtime without the zoo needs beside the graphs; returns `spec` with the names of the files."""
-        self.arrays.tokenizer.save(str(folder / "tokenizer.json"))
+        self.arrays.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
         shutil.copyfile(vlm_arrays.__file__, folder / "vlm_arrays.py")
         return {**self.spec(), "tokenizer": "tokenizer.json", "code": "vlm_arrays.py"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -54,7 +54,13 @@ class Template:
 
 @dataclass(frozen=True)
 class Pixels:
-    """How a picture becomes patches. Defaults: the preprocessor_config of Qwen2-VL (mean and std are CLIP's)."""
+    """How a picture becomes patches. Defaults: the preprocessor_config of Qwen2-VL (mean and std are CLIP's).
+
+    Args:
+        rounded_first: resize twice: to the nearest multiples of patch x merge (within 4 to 16384 tokens), then to the
+            budget. Code that calls Qwen's `process_vision_info` in front of the processor does that (ABC); a picture
+            above the budget then often gets another grid.
+    """
 
     patch_size: int = 14
     merge_size: int = 2
@@ -63,6 +69,7 @@ class Pixels:
     max_pixels: int = 28 * 28 * 1280
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    rounded_first: bool = False
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after resizing: multiples of patch x merge, within the pixel budget, aspect ratio kept.
@@ -83,11 +90,17 @@ class Pixels:
             columns = math.ceil(width * beta / factor) * factor
         return rows, columns
 
+    def _resized(self, image: Image.Image) -> Image.Image:
+        height, width = self.size(image.height, image.width)
+        return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
     def patches(self, image: Image.Image) -> tuple[np.ndarray[Any, Any], tuple[int, int]]:
         """An RGB picture -> its patches (P, C) in merge-block order, and the grid (rows, columns) in patches."""
-        height, width = self.size(image.height, image.width)
-        if (image.width, image.height) != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        if self.rounded_first:
+            token = (self.patch_size * self.merge_size) ** 2
+            image = replace(self, min_pixels=4 * token, max_pixels=16384 * token)._resized(image)
+        image = self._resized(image)
+        width, height = image.size
         values = (np.asarray(image, np.float32) / 255.0 - np.float32(self.mean)) / np.float32(self.std)
         p, m = self.patch_size, self.merge_size
         rows, columns = height // p, width // p

@@ -1,0 +1,1 @@
+"""Readers: where samples and evaluation tasks come from."""

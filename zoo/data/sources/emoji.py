@@ -1,7 +1,7 @@
 """The packaged emoji: 3,786 emoji in two drawing styles, named and tagged in 28 languages, split by concept family.
 
-`read_emoji` gives the records, `EmojiRetrieval` training pairs of picture and text, `training_texts` what a tokenizer may
-learn from. Sources and licences: `zoo/data/packaged/emoji-NOTICE.md`; how the file is built: `scripts/build_emoji.py`.
+`read_emoji` gives the records, `EmojiRetrieval` training pairs of picture and text, `training_texts` what a tokenizer
+may learn from. Sources and licences: `zoo/data/packaged/emoji-NOTICE.md`; how it is built: `scripts/build_emoji.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class Emoji:
     """One emoji. `label` is its row in the packaged file, the same in every split; the other fields are its columns.
 
     drawings: style -> encoded WebP, 64 x 64 with alpha. names, tags: per language that was asked for.
+    has_tones: whether its base comes in skin tones (true of the plain yellow variant too).
     """
 
     label: int
@@ -49,29 +50,30 @@ class Emoji:
     hair: str | None
     direction: str | None
     short_name: str
+    has_tones: bool
     drawings: Mapping[str, bytes]
     names: Mapping[str, str]
     tags: Mapping[str, tuple[str, ...]]
 
 
-def known_languages(path: Path = PACKAGED) -> tuple[str, ...]:
+def known_languages() -> tuple[str, ...]:
     """The languages in which every emoji has a name, English first.
 
     Raises:
         ZooError: the packaged file is missing or unreadable.
     """
-    languages = [field.name for field in _open(path).schema_arrow.field("names").type]
+    languages = [field.name for field in _open(PACKAGED).schema_arrow.field("names").type]
     return tuple(sorted(languages, key=lambda language: (language != "en", language)))
 
 
-def choose_languages(languages: Sequence[str] | str, path: Path = PACKAGED) -> tuple[str, ...]:
+def choose_languages(languages: Sequence[str] | str) -> tuple[str, ...]:
     """The languages that a setting means: "all", one name, or a list of names.
 
     Raises:
         UnknownNameError: a language that the file does not have.
         ZooError: an empty list.
     """
-    known = known_languages(path)
+    known = known_languages()
     if languages == "all":
         return known
     chosen = (languages,) if isinstance(languages, str) else tuple(languages)
@@ -112,16 +114,16 @@ def training_texts(languages: Sequence[str] | str = "all") -> Iterator[str]:
 
 
 def drawing(emoji: Emoji, style: str, instruction: str | None = None, text: str | None = None) -> Item:
-    """The picture of an emoji as an item; its key names emoji and style, so augmented copies count as one picture."""
-    key = f"{emoji.id}/{style}" if text is None else ""
-    return Item(text=text, images=(emoji.drawings[style],), instruction=instruction, key=key)
+    """A drawing, with a text if given, as an item. Its key names emoji and style: augmented copies are one picture."""
+    return Item(text=text, images=(emoji.drawings[style],), instruction=instruction, key=f"{emoji.id}/{style}")
 
 
 class EmojiRetrieval(Source):
     """Training pairs of a drawing and a text that names it.
 
-    A record is one emoji; each draw picks a drawing style, a language and a text: the name, a few tags, or both. Texts of
-    toned emoji always hold the name, because tags do not tell the tone. All drawings and texts of an emoji share its label.
+    A record is one emoji; each draw picks a drawing style, a language and a text: the name, a few tags, or both. Texts
+    of toned emoji always hold the name, because tags do not tell the tone. All drawings and texts of an emoji share its
+    label.
 
     Args:
         split: train, val or test.
@@ -156,7 +158,7 @@ class EmojiRetrieval(Source):
             None if english_probability is None else _probability("english_probability", english_probability)
         )
         self.instructions = choose_instructions(instructions)
-        self.records = _records(read_emoji(split, self.languages), per)
+        self.records = group_records(read_emoji(split, self.languages), per)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -202,17 +204,18 @@ def choose_instructions(instructions: bool | Mapping[str, str]) -> dict[str, str
     return dict(instructions)
 
 
-def _probability(setting: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ZooError(f"{setting} is {value}, but a probability lies between 0 and 1")
-    return value
-
-
-def _records(emoji: Sequence[Emoji], per: str) -> list[tuple[Emoji, ...]]:
+def group_records(emoji: Sequence[Emoji], per: str) -> list[tuple[Emoji, ...]]:
+    """The emoji one by one ("emoji"), or all skin tones of one emoji together ("base")."""
     records: dict[str, list[Emoji]] = {}
     for one in emoji:
         records.setdefault(one.id if per == "emoji" else one.base, []).append(one)
     return [tuple(members) for members in records.values()]
+
+
+def _probability(setting: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ZooError(f"{setting} is {value}, but a probability lies between 0 and 1")
+    return value
 
 
 def _open(path: Path) -> Any:
@@ -221,7 +224,7 @@ def _open(path: Path) -> Any:
 
     if not path.is_file():
         raise ZooError(
-            f"the packaged emoji are not at {path}: reinstall the package, or build the file with scripts/build_emoji.py"
+            f"the packaged emoji are not at {path}: reinstall the package, or build them with scripts/build_emoji.py"
         )
     try:
         return pq.ParquetFile(path)
@@ -229,14 +232,17 @@ def _open(path: Path) -> Any:
         raise ZooError(f"{path} can't be read ({error}): build it again with scripts/build_emoji.py") from error
 
 
-@functools.lru_cache(maxsize=64)
-def _read_plain(path: Path = PACKAGED) -> tuple[dict[str, Any], ...]:
-    plain = [name for name in Emoji.__slots__ if name not in ("label", "drawings", "names", "tags")]
-    rows = _open(path).read(columns=[*plain, *STYLES]).to_pylist()
+@functools.lru_cache(maxsize=1)
+def _read_plain() -> tuple[dict[str, Any], ...]:
+    computed = ("label", "has_tones", "drawings", "names", "tags")
+    plain = [field.name for field in fields(Emoji) if field.name not in computed]
+    rows = _open(PACKAGED).read(columns=[*plain, *STYLES]).to_pylist()
+    toned = {row["base"] for row in rows if row["tone"]}
     return tuple(
         {
             **{name: row[name] for name in plain},
             "label": label,
+            "has_tones": row["base"] in toned,
             "drawings": {style: row[style] for style in STYLES},
         }
         for label, row in enumerate(rows)
@@ -244,8 +250,8 @@ def _read_plain(path: Path = PACKAGED) -> tuple[dict[str, Any], ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def _read_language(language: str, path: Path = PACKAGED) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    table = _open(path).read(columns=[f"names.{language}", f"tags.{language}"])
+def _read_language(language: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    table = _open(PACKAGED).read(columns=[f"names.{language}", f"tags.{language}"])
     names, tags = (table.column(column).combine_chunks().field(language).to_pylist() for column in ("names", "tags"))
     return tuple((name, tuple(some)) for name, some in zip(names, tags, strict=True))
 

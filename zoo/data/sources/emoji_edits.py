@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from zoo.data.source import Source
 from zoo.data.sources.emoji import STYLES, Emoji, check_names, drawing, read_emoji
+from zoo.errors import ZooError
 from zoo.types import Item, Sample
 
 EDITS = ("tone", "gender", "hair", "direction", "style")
@@ -107,9 +108,10 @@ def _triplets_of(split: str, kinds: tuple[str, ...], styles: tuple[str, ...]) ->
 
 
 class EmojiComposed(Source):
-    """Query: a reference drawing with the edit as its text. Target: the edited drawing. Label: the target's emoji.
+    """Query: a reference drawing with the edit as its text. Target: the edited drawing.
 
-    A record is one triplet; each draw picks the wording. An edit of the style shows another drawing of the same emoji.
+    A record is one triplet; each draw picks the wording. Samples have no label, because the other drawing of the
+    target's emoji is wrong here; equal targets in a batch are told by their key.
 
     Args:
         split: train, val or test; it decides the wordings too.
@@ -130,6 +132,8 @@ class EmojiComposed(Source):
         check_names("style", styles, STYLES)
         self.name, self.split, self.instruction = name, split, instruction
         self.triplets = _triplets_of(split, tuple(kinds), tuple(styles))
+        if not self.triplets:
+            raise ZooError(f"the split '{split}' in the styles {tuple(styles)} has no edit of {', '.join(kinds)}")
 
     def __len__(self) -> int:
         return len(self.triplets)
@@ -140,7 +144,7 @@ class EmojiComposed(Source):
         wording = rng.choice(WORDINGS[triplet.kind][self.split])
         target, style = rng.choice(triplet.targets)
         views = {"query": edited(triplet, wording, self.instruction), "target": drawing(target, style)}
-        return Sample(id=f"emoji/{triplet.id}", views=views, label=target.label, source=self.name)
+        return Sample(id=f"emoji/{triplet.id}", views=views, source=self.name)
 
 
 def edited(triplet: Triplet, wording: str, instruction: str | None = None) -> Item:

@@ -96,10 +96,11 @@ def answers(emoji: Emoji) -> dict[str, str]:
 
 
 class EmojiInstructions(Source):
-    """Query: a drawing and a question as its instruction. Target: the answer. Each draw picks style, question and wording.
+    """Query: a drawing and a question as its instruction. Target: the answer.
 
-    Answers repeat over the records, so samples have no label: equal answers in a batch are told by their text. With
-    `negatives` the answers of the same picture to the other questions come along as own hard negatives.
+    Each draw picks drawing style, question and wording. Answers repeat over the records, so samples have no label:
+    equal answers in a batch are told by their text. With `negatives` the answers of the same picture to the other
+    questions come along as own hard negatives.
 
     Args:
         split: train, val or test; it decides the wordings too.

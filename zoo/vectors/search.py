@@ -1,0 +1,88 @@
+"""Exact search, and the index of a folder that is kept until the folder or the model changes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zoo.embedder import Embedder
+from zoo.errors import ZooError
+from zoo.vectors.files import VectorFile, Vectors, read_vectors
+from zoo.vectors.rows import Rows
+from zoo.vectors.run import embed_rows
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A row of a vector file and its cosine to the query."""
+
+    row: int
+    score: float
+
+
+def nearest(query: Vectors, vectors: Vectors, count: int) -> list[Hit]:
+    """The `count` rows of unit `vectors` (N, E) with the largest cosine to `query` (E,), best first, ties by row."""
+    scores = vectors @ query
+    best = np.argsort(-scores, kind="stable")[:count]
+    return [Hit(int(row), float(scores[row])) for row in best]
+
+
+def read_index(path: Path, embedder: Embedder) -> VectorFile:
+    """A file of `zoo embed`. Raises ZooError if its vectors were made by another model or other weights."""
+    index = read_vectors(path)
+    if index.facts.get("fingerprint") != embedder.fingerprint():
+        raise ZooError(
+            f"{path} holds vectors of {index.facts.get('model', 'another model')} in another version: those of "
+            f"{embedder.name} can't be compared with them; embed again with zoo embed {embedder.name} ..."
+        )
+    return index
+
+
+def cached_index(rows: Rows, place: str, embedder: Embedder, *, batch_size: int = 32) -> tuple[VectorFile, list[str]]:
+    """The vectors of `rows`: read from the cache if neither they nor the model changed, else made and kept there.
+
+    Args:
+        rows: what to search in.
+        place: what the rows are; a later index of the same place takes the room of this one.
+        embedder: the model.
+        batch_size: rows that the model gets at once.
+
+    Returns:
+        the vectors, and remarks for the user.
+    """
+    key = hashlib.sha256(f"{place}\n{embedder.fingerprint()}".encode()).hexdigest()[:16]
+    folder = cache_folder() / "indexes"
+    if not _writable(folder):
+        with tempfile.TemporaryDirectory(prefix="zoo-") as temporary:
+            index, remarks = _made(rows, Path(temporary) / "index.parquet", embedder, batch_size)
+        return index, [*remarks, f"{folder} can't be written, so the index is not kept (ZOO_CACHE names another place)"]
+    return _made(rows, folder / f"{embedder.name.replace(os.sep, '-')}-{key}.parquet", embedder, batch_size)
+
+
+def _made(rows: Rows, out: Path, embedder: Embedder, batch_size: int) -> tuple[VectorFile, list[str]]:
+    result = embed_rows(embedder, rows, out, batch_size=batch_size, earlier="replace")
+    remarks = (
+        [f"{result.bad:,} of {result.rows:,} rows could not be used; {out}.bad.jsonl lists them"] if result.bad else []
+    )
+    return read_vectors(out), remarks
+
+
+def cache_folder() -> Path:
+    """Where the zoo keeps what it can make again: ZOO_CACHE, else XDG_CACHE_HOME/zoo, else ~/.cache/zoo."""
+    if os.environ.get("ZOO_CACHE"):
+        return Path(os.environ["ZOO_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "zoo"
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
