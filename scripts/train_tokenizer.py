@@ -1,4 +1,6 @@
-"""Make the tokenizer of the small packaged models: `python scripts/train_tokenizer.py --out zoo/data/packaged/emoji-tokenizer.json`
+"""Make the tokenizer of the small packaged models.
+
+    python scripts/train_tokenizer.py --out zoo/data/packaged/emoji-tokenizer.json
 
 WordPiece over the lower-cased training texts of all packaged languages, joined with the most frequent whole English words
 of MiniLM's vocabulary, so that a name of an unseen concept is more than a row of fragments. Texts of validation and test

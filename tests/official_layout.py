@@ -1,5 +1,7 @@
-"""Tiny checkpoints in the layout of the official ones, written by transformers and peft themselves, and the vectors that
-these two give for them: what the zoo's converters and encoder are compared with."""
+"""Tiny checkpoints in the layout of the official ones, written by transformers and peft, and the vectors these give.
+
+It is what the zoo's converters and encoder are compared with.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +56,8 @@ CHAT_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "{% endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}"
-    "<|im_end|>\n{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in content "
-    "or 'image_url' in content %}{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}"
+    "<|im_end|>\n{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in "
+    "content or 'image_url' in content %}{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}"
     "Picture {{ image_count.value }}: {% endif %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif content['type'] == 'video' or 'video' in content %}{% set video_count.value = video_count.value + 1 %}"
     "{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}<|vision_start|><|video_pad|><|vision_end|>"
@@ -64,8 +66,8 @@ CHAT_TEMPLATE = (
 )
 LANGUAGE_TARGETS = [f"self_attn.{n}_proj" for n in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
 VISION_TARGETS = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
-# the default of VLM2Vec's first release, matched by suffix: on Qwen2-VL it hits q, k, v, o and down of the language model
-VLM2VEC_TARGETS = "qkv_proj,o_proj,gate_up_proj,down_proj,k_proj,q_proj,out_proj,v_proj".split(",")
+# the default of VLM2Vec's first release, matched by suffix: on Qwen2-VL it hits q, k, v, o and down of the LLM
+VLM2VEC_TARGETS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "k_proj", "q_proj", "out_proj", "v_proj"]
 
 
 def write_tokenizer(folder: Path) -> Path:
@@ -129,7 +131,10 @@ class Reference:
             vision_end_token_id=IDS["<|vision_end|>"],
         )
         self.model: Any = Qwen2VLForConditionalGeneration(config).eval()
-        for name, parameter in self.model.named_parameters():  # biases and norms start as constants, which hide mistakes
+        for (
+            name,
+            parameter,
+        ) in self.model.named_parameters():  # biases and norms start as constants, which hide mistakes
             if parameter.ndim == 1:
                 nn.init.normal_(parameter, 1.0 if name.endswith("norm.weight") or "norm" in name else 0.0, 0.2)
         self.peft: Any = None
@@ -143,7 +148,9 @@ class Reference:
         self.peft = get_peft_model(self.model, config)
         for name, parameter in self.peft.named_parameters():
             if "lora_A" in name or "lora_B" in name or "modules_to_save" in name:
-                nn.init.normal_(parameter, 0.07 if name.endswith("temp") else 0.0, 0.01 if name.endswith("temp") else 0.1)
+                nn.init.normal_(
+                    parameter, 0.07 if name.endswith("temp") else 0.0, 0.01 if name.endswith("temp") else 0.1
+                )
             if "lora_magnitude" in name:
                 parameter.data *= 1 + 0.2 * torch.rand_like(parameter)
         self.peft.eval().save_pretrained(folder)
@@ -152,7 +159,9 @@ class Reference:
         """Fold the adapter into the model."""
         self.model, self.peft = self.peft.merge_and_unload(), None
 
-    def states(self, prompt: str, images: list[Image.Image], positions: str, pixels: dict[str, int]) -> tuple[Tensor, Tensor]:
+    def states(
+        self, prompt: str, images: list[Image.Image], positions: str, pixels: dict[str, int]
+    ) -> tuple[Tensor, Tensor]:
         """Ids (1, T) and final hidden states (1, T, D) of a prompt in which each picture is one placeholder."""
         inputs = _processor(pixels)(text=[prompt], images=images or None, return_tensors="pt")
         ids = inputs.pop("input_ids")
@@ -179,7 +188,9 @@ def _processor(pixels: dict[str, int]) -> Any:
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(write_tokenizer(Path(folder))), pad_token="<|endoftext|>")
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(write_tokenizer(Path(folder))), pad_token="<|endoftext|>"
+        )
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessorPil(**pixels),
         tokenizer=tokenizer,
@@ -238,7 +249,9 @@ class AbcReference(Reference):
     def temperature(self) -> float:
         return float(self.model.temperature.temp)
 
-    def embed(self, text: str | None = None, image: Image.Image | None = None, instruction: str | None = None) -> Tensor:
+    def embed(
+        self, text: str | None = None, image: Image.Image | None = None, instruction: str | None = None
+    ) -> Tensor:
         """(E,) of a text, of a picture, or of a picture under an instruction: the adapter is on for the last alone."""
         content: list[dict[str, Any]] = [{"type": "image", "image": image}] if image is not None else []
         content.append({"type": "text", "text": f"Instruction: {instruction}" if instruction else text or ""})
@@ -309,7 +322,9 @@ def with_old_adapter_names(folder: Path) -> None:
 
     path = folder / "adapter_model.safetensors"
     state = {
-        key.replace("model.model.language_model.", "model.model.").replace("model.model.visual.", "model.visual."): value
+        key.replace("model.model.language_model.", "model.model.").replace(
+            "model.model.visual.", "model.visual."
+        ): value
         for key, value in load_file(path).items()
     }
     assert any(".model.layers.0." in key for key in state) and not any("language_model" in key for key in state)

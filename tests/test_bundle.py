@@ -166,6 +166,23 @@ def test_manifests_that_lie_are_refused(written: Path, edit: object, message: st
         read_bundle(written)
 
 
+def test_code_inside_a_bundle_is_never_imported(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Python is started in the folder of a stranger's bundle."""
+    (written / "innocent.py").write_text("import pathlib; pathlib.Path('canary').write_text('executed')")
+    recipe = yaml.safe_load((written / "recipe.yaml").read_text("utf-8"))
+    recipe["model"]["init_args"]["head"] = [{"class_path": "innocent.Head"}]
+    (written / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    manifest = json.loads((written / MANIFEST).read_text("utf-8"))
+    manifest["files"]["recipe.yaml"]["sha256"] = sha256(written / "recipe.yaml")
+    (written / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    read_bundle(written)  # elsewhere the name means nothing, or something else
+    monkeypatch.chdir(written)
+    monkeypatch.syspath_prepend("")
+    with pytest.raises(WeightsError, match=r"names code inside the bundle \('innocent\.Head'\)"):
+        read_bundle(written)
+    assert not (written / "canary").exists()
+
+
 def test_half_a_manifest_and_none(written: Path) -> None:
     path = written / MANIFEST
     path.write_bytes(path.read_bytes()[:40])

@@ -131,8 +131,21 @@ def test_find_path_takes_files_and_names(folder: Path, tmp_path: Path) -> None:
     mine.write_text(RECIPE)
     assert catalog.find_path(str(mine)) == mine
     assert catalog.find_path("small") == folder / "small.yaml"
-    with pytest.raises(UnknownNameError, match="small"):
+    with pytest.raises(UnknownNameError, match="did you mean 'small'"):
         catalog.find_path("smal")
+    with pytest.raises(
+        UnknownNameError, match=r"recipe 'smal'; did you mean 'small'\? \(there is no file 'x/smal.yaml'"
+    ):
+        catalog.find_path("x/smal.yaml")
+
+
+def test_names_after_config_become_files(folder: Path) -> None:
+    file = str(folder / "small.yaml")
+    argv = ["--config", "small", "--config=small", "-c", "small", "--config", file, "--name", "small", "--x=small"]
+    expected = ["--config", file, f"--config={file}", "-c", file, "--config", file, "--name", "small", "--x=small"]
+    assert catalog.with_recipe_files(argv) == expected
+    with pytest.raises(UnknownNameError, match="small"):
+        catalog.with_recipe_files(["--config=smal"])
 
 
 # ---- the search path -------------------------------------------------------------------------------------------------

@@ -38,7 +38,10 @@ def batch(start: int, stop: int) -> Batch:
         views={
             "query": {"x": everything[0, start:stop]},
             "target": {"x": everything[1, start:stop]},
-            "negatives": {"x": everything[2].repeat_interleave(2, 0)[2 * start : 2 * stop] * torch.arange(2 * start, 2 * stop)[:, None]},
+            "negatives": {
+                "x": everything[2].repeat_interleave(2, 0)[2 * start : 2 * stop]
+                * torch.arange(2 * start, 2 * stop)[:, None]
+            },
         },
         owners={
             "query": torch.arange(count),

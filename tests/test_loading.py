@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import toy
 import yaml
@@ -387,3 +389,51 @@ def test_loading_leaves_the_random_numbers_alone(tmp_path: Path, module: toy.Toy
     torch.manual_seed(5)
     zoo.load(f"path:{folder}")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_random_values_that_loading_overwrites_are_not_drawn(
+    tmp_path: Path, module: toy.ToyEncoder, monkeypatch: Any
+) -> None:
+    folder = write_bundle(module, toy.recipe(tmp_path), tmp_path / "released")
+    drawn: list[bool] = []
+    fill = toy.ToyEncoder.__init__
+
+    def watched(self: Any, *arguments: Any, **named: Any) -> None:
+        fill(self, *arguments, **named)
+        drawn.append(torch.equal(torch.full((2,), 7.0).uniform_(), torch.full((2,), 7.0)))
+
+    monkeypatch.setattr(toy.ToyEncoder, "__init__", watched)
+    assert_same(zoo.load(f"path:{folder}"), module)
+    zoo.load(f"path:{folder}", weights=False)
+    assert drawn == [True, False]
+
+
+PAYLOAD = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "canary"]}}
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["", "processor", "objective", "optimizer", "scheduler", "text", "text.x", "vision", "pooling", "head", "adapter"],
+)
+def test_recipes_of_bundles_start_no_programs(tmp_path: Path, monkeypatch: Any, place: str) -> None:
+    """A stranger's recipe may name any class there is, but only one of the right kind is made."""
+    monkeypatch.chdir(tmp_path)
+    model: dict[str, Any] = {
+        "class_path": "VlmEncoder",
+        "init_args": {
+            "processor": {"class_path": "VlmProcessor", "init_args": {"tokenizer": "tokenizer.json"}},
+            "backbone": {"class_path": "Qwen2VL", "init_args": {"text": dict(tiny.TEXT), "vision": dict(tiny.VISION)}},
+        },
+    }
+    arguments, parts = model["init_args"], model["init_args"]["backbone"]["init_args"]
+    if place == "":
+        model = PAYLOAD
+    elif place.partition(".")[0] in parts:
+        parts[place.partition(".")[0]] = {"x": PAYLOAD} if place.endswith(".x") else PAYLOAD
+    else:
+        arguments[place] = PAYLOAD
+    recipe = toy.recipe(tmp_path) | {"model": model}
+    (tmp_path / "recipes" / "bad.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    with contextlib.suppress(ZooError, TypeError, ValueError, AttributeError):
+        zoo.load("bad", weights=False)
+    assert not (tmp_path / "canary").exists()

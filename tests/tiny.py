@@ -9,7 +9,18 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-WORDS = ["<|endoftext|>", "<|image_pad|>", "<unk>", "<|vision_start|>", "<|vision_end|>", "a", "cat", "dog", "red", "find"]
+WORDS = [
+    "<|endoftext|>",
+    "<|image_pad|>",
+    "<unk>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "a",
+    "cat",
+    "dog",
+    "red",
+    "find",
+]
 TEXT: dict[str, Any] = {
     "vocab_size": 64,
     "bos_token_id": None,

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -242,6 +243,7 @@ def read_bundle(folder: Path) -> Bundle:
     _verify(folder, digests)
     recipe = yaml.safe_load((folder / RECIPE).read_text("utf-8"))
     recipe["model"] = _resolved(recipe["model"], folder, digests)
+    _refuse_own_code(recipe["model"], folder)
     return Bundle(folder, str(manifest.get("name", folder.name)), recipe, manifest)
 
 
@@ -257,6 +259,22 @@ def _verify(folder: Path, digests: Mapping[str, str]) -> None:
             raise WeightsError(f"the bundle {folder} is incomplete: '{name}' is missing; fetch or copy it again")
         if sha256(path) != digest:
             raise WeightsError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}; fetch or copy it again")
+
+
+def _refuse_own_code(value: Any, folder: Path) -> None:
+    """A bundle brings data: also where its folder is on the import path (Python was started in it), it brings no code."""
+    if isinstance(value, list):
+        for entry in value:
+            _refuse_own_code(entry, folder)
+    if not isinstance(value, dict):
+        return
+    for key, entry in value.items():
+        _refuse_own_code(entry, folder)
+        package, dot, _ = str(entry).partition(".")
+        spec = find_spec(package) if key == "class_path" and dot and package else None
+        places = [*(spec.submodule_search_locations or []), spec.origin or ""] if spec else []
+        if any(folder.resolve() in Path(place).resolve().parents for place in places if place):
+            raise WeightsError(f"the recipe of {folder} names code inside the bundle ('{entry}'), which is never run")
 
 
 def _resolved(value: Any, folder: Path, listed: Mapping[str, str]) -> Any:

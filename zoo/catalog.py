@@ -14,17 +14,15 @@ from __future__ import annotations
 import fnmatch
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import RecipeError, UnknownNameError
-from zoo.recipe import Card, Recipe, Weights, read_recipe
+from zoo.recipe import Recipe, read_recipe
 from zoo.registry import PluginWarning, describe, plugins
-
-__all__ = ["Card", "Recipe", "Weights", "find", "find_path", "list_models", "names", "recipes", "show"]
 
 _PACKAGE = Path(__file__).parent
 
@@ -72,9 +70,35 @@ def find(name: str) -> tuple[Recipe, str | None]:
 
 
 def find_path(name_or_file: str) -> Path:
-    """The recipe file that is meant by a path to it, or by an entry's name. Raises UnknownNameError for neither."""
+    """The recipe file that is meant by a path to it, or by an entry's name.
+
+    Raises:
+        UnknownNameError: neither; says which names are near.
+    """
     path = Path(name_or_file)
-    return path if path.is_file() else find(name_or_file)[0].path
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml"):
+        raise UnknownNameError("recipe", path.stem, _index(), f"(there is no file '{path}')")
+    return find(name_or_file)[0].path
+
+
+def with_recipe_files(argv: Sequence[str]) -> list[str]:
+    """A command line whose `--config NAME` are paths: an installed zoo has no `recipes/` folder that one could name.
+
+    Raises:
+        UnknownNameError: see `find_path`.
+    """
+    expanded: list[str] = []
+    for position, argument in enumerate(argv):
+        option, equals, value = argument.partition("=")
+        if position and argv[position - 1] in ("--config", "-c"):
+            expanded.append(str(find_path(argument)))
+        elif equals and option == "--config":
+            expanded.append(f"--config={find_path(value)}")
+        else:
+            expanded.append(argument)
+    return expanded
 
 
 def names() -> list[str]:

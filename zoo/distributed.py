@@ -47,3 +47,12 @@ class _GatherRows(torch.autograd.Function):
         total = grads[0].contiguous().clone()
         dist.all_reduce(total)
         return total[ctx.start : ctx.start + ctx.rows], None
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The value of every rank, as pickled objects; for results, not for training."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

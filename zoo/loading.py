@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
+from torch.overrides import TorchFunctionMode
 
 from zoo import catalog
 from zoo.bundle import Bundle, is_bundle, read_bundle
@@ -282,9 +283,16 @@ def _read_frozen(module: EmbeddingModule, missing: set[str], base: str, local: P
 
 
 def _built_quietly(model: Mapping[str, Any], recipe: str) -> EmbeddingModule:
-    """`build_model` that leaves the caller's random numbers alone: all it draws is overwritten."""
-    with torch.random.fork_rng(devices=[]):
+    """`build_model` for weights that are loaded over it: draws nothing and leaves the caller's random numbers alone."""
+    with torch.random.fork_rng(devices=[]), _NoDraws():
         return build_model(model, recipe)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Within, tensors are not filled with random numbers: for billions of parameters that takes minutes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def _precision(dtype: str | torch.dtype | None) -> torch.dtype:

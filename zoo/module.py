@@ -208,6 +208,3 @@ def _gather_embedding(embedding: Embedding, counts: list[int]) -> Embedding:
 
 def _named(ids: Sequence[str], most: int = 8) -> str:
     return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
-
-
-

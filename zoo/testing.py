@@ -70,7 +70,9 @@ def check_embedding(module: EmbeddingModule, items: Sequence[Item] | None = None
     """One row per item, unit norm, fp32, finite."""
     items = items or example_items()
     vector = embed_items(module, items).vector
-    assert vector.ndim == 2 and len(vector) == len(items), f"{len(items)} items gave vectors of shape {tuple(vector.shape)}"
+    assert vector.ndim == 2 and len(vector) == len(items), (
+        f"{len(items)} items gave vectors of shape {tuple(vector.shape)}"
+    )
     assert vector.dtype == torch.float32, f"vectors are {vector.dtype}, not float32"
     norms = vector.norm(dim=1)
     assert torch.isfinite(vector).all(), "vectors are not finite"

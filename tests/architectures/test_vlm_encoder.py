@@ -149,7 +149,9 @@ def test_unusable_items_are_named(item: Item, message: str, tmp_path: Path) -> N
 
 def test_long_text_is_shortened_but_pictures_are_not(tmp_path: Path) -> None:
     module = tiny.vlm_encoder(tmp_path, processor_max_length=30)
-    inputs = module.processor([Sample("x", {"query": Item(text="w1 " * 100, images=(picture(32, 32),))})]).views["query"]
+    inputs = module.processor([Sample("x", {"query": Item(text="w1 " * 100, images=(picture(32, 32),))})]).views[
+        "query"
+    ]
     assert inputs["input_ids"].shape[1] == 30
     assert (inputs["input_ids"] == 1).sum() == 16
     assert inputs["input_ids"][0, -1] == 0, "the suffix is kept"

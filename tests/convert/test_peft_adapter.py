@@ -87,7 +87,10 @@ def test_attached_to_layers_of_another_scale_is_the_same_function() -> None:
 
 
 def test_tensors_trained_in_full_are_handed_on() -> None:
-    extra = {"base_model.model.head.weight": torch.ones(1), "base_model.model.t.modules_to_save.default.w": torch.ones(1)}
+    extra = {
+        "base_model.model.head.weight": torch.ones(1),
+        "base_model.model.t.modules_to_save.default.w": torch.ones(1),
+    }
     assert set(read(tensors() | extra).saved) == {"head.weight", "t.w"}
 
 

@@ -37,7 +37,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "availability": {"recipe", "weights"},
     # tensors
     "distributed": set(),
-    "schedule": set(),
     "convert": {"weights"},
     "nn": {"convert", "weights"},
     "objectives": set(),

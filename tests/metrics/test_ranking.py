@@ -45,12 +45,14 @@ def test_a_pool_is_the_candidates_in_it() -> None:
         assert torch.equal(pooled.tied[i][pooled.mask[i]], alone.tied[0])
 
 
-@pytest.mark.parametrize("width", [3, 17, 64, 100, 257])
-def test_equal_candidates_tie_wherever_they_stand(width: int) -> None:
-    """A matrix product rounds the rows of its last tile differently; that must not decide a rank."""
-    queries, candidates, _ = data(33, 150, width)
+@pytest.mark.parametrize("width", [17, 100, 257])
+@pytest.mark.parametrize("block_scores", [1, 1 << 24])
+@pytest.mark.parametrize("count", [7, 153])
+def test_equal_candidates_tie_wherever_they_stand(width: int, block_scores: int, count: int) -> None:
+    """A matrix product may round equal rows differently, above all for one query; that must not decide a rank."""
+    queries, candidates, _ = data(33, count, width)
     copies = candidates.repeat(3, 1)  # of every vector three
-    ranks = rank(queries, copies, [[i % 450] for i in range(33)])
+    ranks = rank(queries, copies, [[i % (3 * count)] for i in range(33)], block_scores=block_scores)
     assert ranks.tied.eq(3).all()
     assert (ranks.above % 3).eq(0).all()
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from zoo.convert.transformers_folder import load_folder
 from zoo.loading import build_model, converter
+from zoo.nn.adapters import start_from
 from zoo.types import Batch, Encoded, Item, Sample
 from zoo.weights import load_strictly
 
@@ -106,6 +107,25 @@ def test_first_stage(official: tuple[Path, AbcReference]) -> None:
     kept = torch.tensor([not item.instruction for item in ITEMS])
     torch.testing.assert_close(embed(module, plain), expected(reference)[kept], atol=1e-5, rtol=0)
     assert any("visual" in name and "lora_B" in name for name in module.state_dict())
+
+
+def test_second_stage_starts_where_the_first_ended(official: tuple[Path, AbcReference]) -> None:
+    """Its weights are those of the first with the adapter merged, head and temperature included; its own is new."""
+    root, _ = official
+    first = encoder(root, "abc-qwen2vl-pretrain")
+    plain = [item for item in ITEMS if not item.instruction]
+    wanted = embed(first, plain)
+    raw = official_layout.tiny_recipe("abc-qwen2vl")
+    raw["model"]["init_args"]["processor"]["init_args"]["tokenizer"] = first.processor.tokenizer
+    second = build_model(raw["model"], "abc-qwen2vl").eval()
+    temperature = first.objective.parameter.item()
+    start_from(second, first, "abc-qwen2vl-pretrain")
+    torch.testing.assert_close(embed(second, plain), wanted, atol=1e-5, rtol=0)
+    with_instruction, without = ([Item(images=(WIDE,), instruction=i)] for i in (LEFT, None))
+    second.adapter.when = "always"
+    torch.testing.assert_close(embed(second, without), embed(first, without), atol=1e-5, rtol=0)
+    torch.testing.assert_close(embed(second, with_instruction), embed(first, with_instruction), atol=1e-5, rtol=0)
+    assert second.objective.parameter.item() == temperature
 
 
 def test_head_and_temperature_come_from_the_first_adapter(official: tuple[Path, AbcReference]) -> None:
@@ -199,7 +219,7 @@ def _kind(name: str) -> str:
 
 
 def test_candidates_of_the_second_stage_get_no_gradient(official: tuple[Path, AbcReference]) -> None:
-    """Their adapters are off, so they stay in the space of the first stage (the official code runs them without grad)."""
+    """Their adapters are off, so they stay in the space of the first stage (officially they run without grad)."""
     root, _ = official
     module = encoder(root)
     module.apply_freeze()

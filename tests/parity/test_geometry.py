@@ -69,7 +69,7 @@ def test_noise_survives_the_resize() -> None:
 
 @pytest.mark.parametrize(("low", "high"), BUDGETS[1:])
 def test_patches_resized_twice(low: int, high: int) -> None:
-    """As with Qwen's `process_vision_info` in front of the processor; for large pictures the grid is often another one."""
+    """As with Qwen's `process_vision_info` in front of the processor; large pictures often get another grid."""
     processor, other_grids = Qwen2VLImageProcessorPil(min_pixels=low, max_pixels=high), 0
     once, twice = Pixels(min_pixels=low, max_pixels=high), Pixels(min_pixels=low, max_pixels=high, rounded_first=True)
     for width, height in ((448, 448), (301, 517), (90, 40), (1500, 700), (1133, 1621), (640, 1999), (1011, 1010)):

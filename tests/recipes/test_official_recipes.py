@@ -1,4 +1,4 @@
-"""The recipes of published models: they build at the published size, and `zoo.load` fills them from the authors' files."""
+"""The recipes of published models: they build at the published size; `zoo.load` fills them from the authors' files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_size(stem: str) -> None:
 
 
 def test_released_adapter_of_vlm2vec_is_of_rank_8() -> None:
-    """The file on the hub has 18.8 MB of fp32: what rank 8 on five layers and DoRA's magnitudes take, and 16 does not."""
+    """The file on the hub has 18.8 MB of fp32: what rank 8 on five layers and DoRA's magnitudes take; 16 does not."""
     assert TRAINED["vlm2vec-qwen2vl-2b"] * 4 == pytest.approx(18.8e6, rel=0.01)
 
 
@@ -58,11 +58,14 @@ def test_scale_that_the_converter_assumes(stem: str) -> None:
 def test_pictures_are_budgeted_in_merged_patches(stem: str) -> None:
     pixels = official_layout.recipe(stem)["model"]["init_args"]["processor"]["init_args"]["pixels"]
     tokens = {limit: pixels[limit] / 28**2 for limit in ("min_pixels", "max_pixels")}
-    assert tokens == {
-        "abc-qwen2vl": {"min_pixels": 256, "max_pixels": 1024},
-        "abc-qwen2vl-pretrain": {"min_pixels": 256, "max_pixels": 512},
-        "vlm2vec-qwen2vl-2b": {"min_pixels": 4, "max_pixels": 1280},
-    }[stem]
+    assert (
+        tokens
+        == {
+            "abc-qwen2vl": {"min_pixels": 256, "max_pixels": 1024},
+            "abc-qwen2vl-pretrain": {"min_pixels": 256, "max_pixels": 512},
+            "vlm2vec-qwen2vl-2b": {"min_pixels": 4, "max_pixels": 1280},
+        }[stem]
+    )
 
 
 def test_the_two_stages_of_abc_are_one_model() -> None:
@@ -71,7 +74,8 @@ def test_the_two_stages_of_abc_are_one_model() -> None:
     for part in ("pooling", "head", "objective"):
         ignored = {"negatives"}
         a, b = (
-            {k: v for k, v in stage[part]["init_args"].items() if k not in ignored} | {"class": stage[part]["class_path"]}
+            {k: v for k, v in stage[part]["init_args"].items() if k not in ignored}
+            | {"class": stage[part]["class_path"]}
             for stage in (first, second)
         )
         assert a == b

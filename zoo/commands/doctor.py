@@ -157,7 +157,7 @@ def _entries() -> tuple[list[tuple[str, str]], list[str]]:
     to_fetch: list[str] = []
     for recipe in catalog.recipes():
         if not recipe.card.weights:
-            rows.append((recipe.name, f"no released weights; zoo fit --config {recipe.path.name} trains them"))
+            rows.append((recipe.name, f"no released weights; zoo fit --config {recipe.name} trains them"))
         for tag in recipe.card.weights:
             missing = missing_sources(recipe, tag)
             to_fetch += missing
@@ -178,7 +178,7 @@ def _advice(packages: list[Package], to_fetch: list[str]) -> list[str]:
     lines += [f"  '{source}' is gone: reinstall what brought it" for source in to_fetch if not source.startswith("hf:")]
     on_hub = [source.removeprefix("hf:") for source in to_fetch if source.startswith("hf:")]
     if on_hub:
-        lines.append("  weights: zoo.load fetches them where the hub can be reached; elsewhere, on a connected machine,")
+        lines.append("  weights: zoo.load fetches them where the hub can be reached; else, on a connected machine,")
         lines += [f"    hf download {_download_arguments(source)}" for source in on_hub]
         lines.append(f"  and copy its ~/.cache/huggingface to {_hub_cache().parent}")
     return lines

@@ -28,6 +28,7 @@ class ZooCLI(LightningCLI):
         """The sections of a recipe beside model, data and trainer. `card:` is checked by `zoo.catalog`."""
         parser.add_argument("--card", type=dict, default={}, help="what `zoo show` prints")
         parser.add_argument("--run_dir", type=str, default="", help="where this run writes (default: runs/RECIPE)")
+        parser.add_argument("--start", type=str, default="", help="what fitting starts from, as zoo.load takes it")
         parser.add_lightning_class_args(RetrievalEvaluation, "evaluation")
         parser.add_lightning_class_args(History, "history")
         parser.add_lightning_class_args(Report, "report")
@@ -50,6 +51,15 @@ class ZooCLI(LightningCLI):
                 {"class_path": "CSVLogger", "init_args": {"save_dir": str(run_dir), "name": "logs"}},
                 {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(run_dir), "name": "tensorboard"}},
             ]
+
+    def before_fit(self) -> None:
+        """Take the weights of `start`, its adapters merged; a checkpoint that is resumed holds them already."""
+        settings = self.config["fit"]
+        if settings.start and settings.ckpt_path is None:
+            from zoo.loading import load
+            from zoo.nn.adapters import start_from
+
+            start_from(self.model, load(settings.start, device="cpu").module, settings.start)
 
     def before_validate(self) -> None:
         """Without --ckpt_path: measure the released weights of the recipe."""
@@ -78,7 +88,7 @@ class ZooCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule)
         if self.trainer.is_global_zero:
             folder = write_bundle(self.model, self.recipe, run_dir / "bundle")
-            print(f"\nuse it:    zoo search path:{folder} \"a person swimming\" --in emoji")
+            print(f'\nuse it:    zoo search path:{folder} "a person swimming" --in emoji')
 
 
 def run_lightning(subcommand: str, argv: list[str]) -> int:

@@ -8,8 +8,8 @@ import json
 from dataclasses import asdict
 
 from zoo import catalog
-from zoo.catalog import Recipe
 from zoo.errors import UnknownNameError
+from zoo.recipe import Recipe
 from zoo.tables import table
 
 _COLUMNS = ("name", "family", "parameters", "weights", "licence", "what")

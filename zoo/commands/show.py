@@ -10,7 +10,7 @@ import yaml
 
 from zoo import catalog
 from zoo.availability import local_copy, missing_sources
-from zoo.catalog import Recipe
+from zoo.recipe import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +52,7 @@ def _card(recipe: Recipe) -> list[str]:
 
 def _weights(recipe: Recipe, missing: dict[str, list[str]]) -> list[str]:
     if not missing:
-        return ["weights  none released; train them:", f"  zoo fit --config {recipe.path}"]
+        return ["weights  none released; train them:", f"  zoo fit --config {recipe.name}"]
     lines = ["weights"]
     for tag, absent in missing.items():
         weights = recipe.card.weights[tag]

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
 _LANGUAGE = "model.language_model."
 _VISION = "model.visual."
+_OURS = "backbone."
 
 
 def qwen2_vl(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """State of the backbone. The language-model head is left out; names that are not understood stay, to be refused."""
-    return {module_path(key): value for key, value in checkpoint.tensors.items() if not key.startswith("lm_head.")}
+    # a bundle of ours holds the whole encoder; what lies beside the backbone belongs to another model's pooling or head
+    ours = {key.removeprefix(_OURS): value for key, value in checkpoint.tensors.items() if key.startswith(_OURS)}
+    tensors = ours or checkpoint.tensors
+    return {module_path(key): value for key, value in tensors.items() if not key.startswith("lm_head.")}
 
 
 def module_path(name: str) -> str:

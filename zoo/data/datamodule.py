@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
 from typing import Literal
 
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from lightning.pytorch import LightningDataModule, Trainer
 
-from zoo.data.sampler import Draw, HomogeneousBatches
+from zoo.data.loader import BatchLoader, SourceBatches, TaskBatches, TrainingBatches, TrainingLoader, even_batches
+from zoo.data.sampler import HomogeneousBatches
 from zoo.data.source import Augment, Processor, Source, TaskSource
-from zoo.errors import RecipeError
-from zoo.types import Batch, Item, RetrievalTask, Sample
+from zoo.errors import RecipeError, UnknownNameError
+from zoo.types import RetrievalTask
 
 Stage = Literal["val", "test"]
 
@@ -20,15 +20,28 @@ Stage = Literal["val", "test"]
 class EmbeddingData(LightningDataModule):
     """Batches for any architecture: samples are drawn and augmented here, and collated by the module's own processor.
 
-    The order of the training samples and all their random variation are functions of (`seed`, number of the batch), not of
-    workers or of earlier draws: a run resumed from a checkpoint goes on at the exact next sample.
+    The order of the training samples and all their random variation are functions of `seed` and of the number of the
+    batch, not of workers or of earlier draws: a run resumed from a checkpoint goes on at the exact next sample.
 
     Args:
-        train: training sources. val, test: what is measured.
-        batch_size: training samples per process. eval_batch_size: items per process.
-        weights: share of the batches per training source; None = by size.
+        train: training sources. One with an attribute `parts` (a folder of data sets) stands for those.
+        val: what is measured while fitting and by `zoo validate`.
+        test: what is measured in the end and by `zoo test`.
+        predict: what `zoo predict` embeds; None = the items of `test`.
+        batch_size: training samples per process.
+        eval_batch_size: items per process.
+        weights: share of the batches per training source, as a list or by name; None = by size.
+        homogeneous: samples of a batch that come from one source together; None = all of them.
         augment: random changes of training samples, in this order.
         num_workers: processes that prepare batches; 0 = the training process itself.
+        seed: of order and augmentation.
+        on_bad_sample: "raise" stops at a training sample that can't be used; "skip" warns and puts another one in its
+            place. Evaluation always stops: a metric over fewer items is another metric.
+        bad_sample_limit: with "skip", stop when more than this share of an epoch is bad.
+
+    Raises:
+        RecipeError: nothing to do for the stage; sizes or weights that do not fit; two tasks of one name.
+        SampleError: a sample that can't be used; names it.
     """
 
     def __init__(
@@ -36,127 +49,139 @@ class EmbeddingData(LightningDataModule):
         train: list[Source] | None = None,
         val: list[TaskSource] | None = None,
         test: list[TaskSource] | None = None,
+        predict: list[Source | TaskSource] | None = None,
         batch_size: int = 64,
         eval_batch_size: int = 128,
-        weights: list[float] | None = None,
+        weights: list[float] | dict[str, float] | None = None,
+        homogeneous: int | None = None,
         augment: list[Augment] | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        on_bad_sample: Literal["raise", "skip"] = "raise",
+        bad_sample_limit: float = 0.1,
     ) -> None:
         super().__init__()
-        self.train, self.val, self.test = train or [], val or [], test or []
+        self.train: list[Source] = [part for source in train or [] for part in getattr(source, "parts", [source])]
+        self.val, self.test, self.predict = val or [], test or [], predict
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.weights, self.augment = weights, augment or []
+        self.weights, self.homogeneous, self.augment = weights, homogeneous, augment or []
         self.num_workers, self.seed = num_workers, seed
+        self.on_bad_sample, self.bad_sample_limit = on_bad_sample, bad_sample_limit
         self._tasks: dict[str, list[RetrievalTask]] = {}
+        if eval_batch_size < 1:
+            raise RecipeError(f"eval_batch_size is {eval_batch_size}; it is at least 1")
 
     def tasks(self, stage: Stage) -> list[RetrievalTask]:
         """The evaluation tasks of a stage, in the order of its dataloaders."""
+        if stage not in ("val", "test"):
+            raise UnknownNameError("stage", stage, ("val", "test"), "(there are val and test)")
         if stage not in self._tasks:
-            sources = self.val if stage == "val" else self.test
-            self._tasks[stage] = [task for source in sources for task in source.tasks()]
+            self._tasks[stage] = _checked([task for source in getattr(self, stage) for task in source.tasks()], stage)
         return self._tasks[stage]
 
     @property
     def processor(self) -> Processor:
-        """The module's processor."""
-        assert self.trainer is not None and self.trainer.lightning_module is not None
-        return self.trainer.lightning_module.processor  # type: ignore[return-value]
+        """The processor of the module that is trained or measured."""
+        processor = getattr(self._trainer.lightning_module, "processor", None)
+        if processor is None:
+            raise RecipeError(f"{type(self._trainer.lightning_module).__name__} has no processor to make batches with")
+        return processor  # type: ignore[no-any-return]
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Homogeneous, duplicate-aware batches; resumes by itself (see `HomogeneousBatches`)."""
+    @property
+    def _trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise RecipeError("EmbeddingData makes batches for a Trainer: use trainer.fit(module, datamodule=data)")
+        return self.trainer
+
+    def train_dataloader(self) -> TrainingLoader:
+        """Homogeneous, duplicate-aware batches; goes on where a restored run stands."""
         if not self.train:
             raise RecipeError("there is nothing to train on: data.init_args.train is empty")
-        assert self.trainer is not None
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        batches = HomogeneousBatches(
+        keys = HomogeneousBatches(
             self.train,
             self.batch_size,
             self.seed,
             self.weights,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            # `processed`, not `completed`: a checkpoint is written between the two
-            position=lambda: progress.total.processed,
+            self.homogeneous,
+            rank=self._trainer.global_rank,
+            world_size=self._trainer.world_size,
         )
-        return DataLoader(
-            _Draws(self.train, self.augment),  # type: ignore[arg-type]
-            batch_sampler=batches,
-            collate_fn=self.processor,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+        if keys.groups_per_batch > 1:
+            _check_views(self.train)
+        maker = TrainingBatches(self.train, self.augment, self.processor, self.on_bad_sample)
+        return TrainingLoader(maker, keys, self.num_workers, self._position, self.bad_sample_limit)
 
-    def val_dataloader(self) -> list[DataLoader[Batch]]:
+    def _position(self) -> tuple[int, int]:
+        """Name of the epoch, and batches of it that are done, when the next batch is about to be fetched.
+
+        `current.ready` is the number that Lightning is about to give to that batch. An epoch is named by the number of
+        batches before it (`total.processed` counts those done in the whole run), not by Lightning's count of epochs, which
+        differs after some restarts and starts over where an epoch was cut short.
+        """
+        progress = self._trainer.fit_loop.epoch_loop.batch_progress
+        start = progress.current.ready
+        epoch = 0 if self._trainer.overfit_batches else progress.total.processed - start
+        return epoch, start
+
+    def val_dataloader(self) -> list[BatchLoader]:
         """One loader per validation task."""
+        if not self.tasks("val") and self._trainer.state.fn == "validate":
+            raise RecipeError("there is nothing to validate on: data.init_args.val is empty")
         return [self._task_loader(task) for task in self.tasks("val")]
 
-    def test_dataloader(self) -> list[DataLoader[Batch]]:
+    def test_dataloader(self) -> list[BatchLoader]:
         """One loader per test task."""
-        tasks = self.tasks("test")
-        if not tasks:
+        if not self.tasks("test"):
             raise RecipeError("there is nothing to test: data.init_args.test is empty")
-        return [self._task_loader(task) for task in tasks]
+        return [self._task_loader(task) for task in self.tasks("test")]
 
-    def predict_dataloader(self) -> list[DataLoader[Batch]]:
-        """The items of the test tasks."""
-        return self.test_dataloader()
+    def predict_dataloader(self) -> list[BatchLoader]:
+        """One loader per source and per task of `predict`: all views of records, or queries and candidates."""
+        if self.predict is None:
+            return self.test_dataloader()
+        loaders = []
+        for source in self.predict:
+            if isinstance(source, TaskSource):
+                loaders += [self._task_loader(task) for task in _checked(source.tasks(), "predict")]
+            else:
+                loaders.append(self._source_loader(source))
+        if not loaders:
+            raise RecipeError("there is nothing to embed: data.init_args.predict is empty")
+        return loaders
 
-    def _task_loader(self, task: RetrievalTask) -> DataLoader[Batch]:
-        assert self.trainer is not None
-        batches = _view_batches(task, self.eval_batch_size)
-        # every process takes every world_size-th batch; callbacks gather by id, so nothing has to be padded
-        mine = batches[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(
-            _TaskItems(task),
-            batch_sampler=mine,
-            collate_fn=self.processor,
-            num_workers=self.num_workers,
-        )
+    def _task_loader(self, task: RetrievalTask) -> BatchLoader:
+        maker = TaskBatches(task, self.processor)
+        keys = maker.keys(self.eval_batch_size, self._trainer.global_rank, self._trainer.world_size)
+        return BatchLoader(maker, keys, self.num_workers)
 
-
-class _Draws(Dataset[Sample]):
-    """`Draw` -> Sample."""
-
-    def __init__(self, sources: Sequence[Source], augment: Sequence[Augment]) -> None:
-        self.sources, self.augment = sources, augment
-
-    def __getitem__(self, draw: Draw) -> Sample:  # type: ignore[override]
-        rng = random.Random(draw.seed)
-        sample = self.sources[draw.source].draw(draw.index, rng)
-        for change in self.augment:
-            sample = change(sample, rng)
-        return sample
+    def _source_loader(self, source: Source) -> BatchLoader:
+        keys = even_batches(range(len(source)), self.eval_batch_size, self._trainer.world_size)
+        mine = keys[self._trainer.global_rank :: self._trainer.world_size]
+        return BatchLoader(SourceBatches(source, self.processor), mine, self.num_workers)
 
 
-class _TaskItems(Dataset[Sample]):
-    """Queries, then candidates of a task, each as a sample of one view."""
-
-    def __init__(self, task: RetrievalTask) -> None:
-        self.task = task
-
-    def __getitem__(self, index: int) -> Sample:
-        queries = len(self.task.queries)
-        if index < queries:
-            return Sample(f"q:{index}", {"query": self.task.queries[index]}, source=self.task.name)
-        index -= queries
-        return Sample(f"c:{index}", {"target": self.task.candidates[index]}, source=self.task.name)
-
-    def __len__(self) -> int:
-        return len(self.task.queries) + len(self.task.candidates)
+def _checked(tasks: list[RetrievalTask], stage: str) -> list[RetrievalTask]:
+    """The tasks, if they can be measured and told apart."""
+    names = Counter(task.name for task in tasks)
+    for task in tasks:
+        if names[task.name] > 1:
+            raise RecipeError(
+                f"{names[task.name]} tasks of data.init_args.{stage} are called '{task.name}'; rename them"
+            )
+        if not task.queries or not task.candidates:
+            raise RecipeError(
+                f"task '{task.name}' has {len(task.queries)} queries and {len(task.candidates)} candidates"
+            )
+    return tasks
 
 
-def _view_batches(task: RetrievalTask, size: int) -> list[list[int]]:
-    """Indexes into `_TaskItems`, each batch of one view, items of like length together (less padding)."""
-    queries = len(task.queries)
-    batches = []
-    for items, offset in ((task.queries, 0), (task.candidates, queries)):
-        order = sorted(range(len(items)), key=lambda i: _length(items[i]))
-        batches += [[offset + i for i in order[n : n + size]] for n in range(0, len(order), size)]
-    return batches
-
-
-def _length(item: Item) -> tuple[int, int]:
-    return len(item.images), len(item.text or "") + len(item.instruction or "")
-
-
+def _check_views(sources: list[Source]) -> None:
+    """Refuse sources that can't share a batch. Draws one record of each."""
+    views = {source.name: list(source.draw(0, random.Random(0)).views) for source in sources}
+    first = sources[0].name
+    for name, found in views.items():
+        if found != views[first]:
+            raise RecipeError(
+                f"source '{name}' has the views {found}, '{first}' has {views[first]}; with `homogeneous` they share "
+                "batches and need the same views in the same order"
+            )

@@ -22,6 +22,8 @@ MAX_PIXELS = 64_000_000
 
 Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
+PAGE = "zoo.page"
+"""Key of `Image.info` under which a picture that was transparent keeps the colour it was laid on."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
@@ -114,6 +116,7 @@ def _rgb(picture: Image.Image, background: Colour) -> Image.Image:
         with_alpha = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         page = Image.new("RGB", picture.size, background)
         page.paste(with_alpha, mask=with_alpha.getchannel("A"))
+        page.info[PAGE] = background
         return page
     return picture.convert("RGB")
 

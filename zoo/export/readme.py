@@ -17,6 +17,8 @@ Gives the vectors of `zoo.load("{name}")` ({dim} values, unit norm) without torc
     python embed.py . --check        # the golden items against the vectors that torch gave
 
 ```python
+from pathlib import Path
+
 from embed import Embedder
 
 model = Embedder(".")

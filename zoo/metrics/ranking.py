@@ -192,9 +192,10 @@ def _block(
 def _count(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """How many of each row's `scores` (b, C) are above and equal to each of its `own` (b, R): two (b, R) int64."""
     if own.shape[1] <= _FEW:
-        above = [(scores > column[:, None]).sum(1) for column in own.unbind(1)]
-        tied = [(scores == column[:, None]).sum(1) for column in own.unbind(1)]
-        return torch.stack(above, 1), torch.stack(tied, 1)
+        # int32 sums are twice as fast as the default ones
+        above = [(scores > column[:, None]).sum(1, dtype=torch.int32) for column in own.unbind(1)]
+        tied = [(scores == column[:, None]).sum(1, dtype=torch.int32) for column in own.unbind(1)]
+        return torch.stack(above, 1).long(), torch.stack(tied, 1).long()
     ordered = scores.sort(dim=1).values
     upper = torch.searchsorted(ordered, own.contiguous(), right=True)
     lower = torch.searchsorted(ordered, own.contiguous())

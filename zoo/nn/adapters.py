@@ -43,7 +43,9 @@ class Lora:
         from peft.tuners.lora import LoraLayer
 
         if self.dora and self.when == "instruction":
-            raise RecipeError("dora changes the norm of the whole weight, so it can't be switched per row: set dora: false")
+            raise RecipeError(
+                "dora changes the norm of the whole weight, so it can't be switched per row: set dora: false"
+            )
         config = LoraConfig(
             r=self.r,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft types it int, computes with floats
@@ -56,7 +58,9 @@ class Lora:
             inject_adapter_in_model(config, model)
         except ValueError as error:
             linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-            raise RecipeError(f"lora targets '{self.targets}' match no layer; linear layers are {linear[:8]} ...") from error
+            raise RecipeError(
+                f"lora targets '{self.targets}' match no layer; linear layers are {linear[:8]} ..."
+            ) from error
         self._layers = [part for part in model.modules() if isinstance(part, LoraLayer)]
 
     @contextmanager
@@ -104,3 +108,19 @@ def beneath_adapters(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dic
             placed[magnitude] = value.to(torch.promote_types(value.dtype, torch.float32)).norm(dim=1)
             kept.remove(magnitude)
     return placed, kept
+
+
+def start_from(model: nn.Module, other: nn.Module, source: str) -> None:
+    """Give `model` the weights of `other`, from which a further stage of training starts (ABC's second stage).
+
+    The adapters of `other` become part of its weights, in place; those of `model` stay fresh, so both give the same
+    vectors afterwards. The two must agree in everything else.
+
+    Raises:
+        WeightsError: they do not; `source` names `other` in the message.
+    """
+    from zoo.weights import load_strictly
+
+    merge_adapters(other)
+    state, kept = beneath_adapters(other.state_dict(), model)
+    load_strictly(model, state, source, kept)

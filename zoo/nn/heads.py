@@ -15,7 +15,9 @@ class Head(Protocol):
         """See the class."""
         ...
 
-    if TYPE_CHECKING:  # jsonargparse takes a protocol that has `__call__` for a factory; modules are called all the same
+    if (
+        TYPE_CHECKING
+    ):  # jsonargparse takes a protocol that has `__call__` for a factory; modules are called all the same
 
         def __call__(self, pooled: Tensor) -> Tensor: ...
 

@@ -22,7 +22,9 @@ class Objective(Protocol):
         """See the class."""
         ...
 
-    if TYPE_CHECKING:  # jsonargparse takes a protocol that has `__call__` for a factory; modules are called all the same
+    if (
+        TYPE_CHECKING
+    ):  # jsonargparse takes a protocol that has `__call__` for a factory; modules are called all the same
 
         def __call__(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]: ...
 

@@ -16,8 +16,8 @@ from zoo.data.processors.collate import collate
 from zoo.data.processors.vlm_arrays import Pixels, Template, VlmArrays
 from zoo.data.source import Processor
 from zoo.errors import SampleError, ZooError
-from zoo.types import Batch, Inputs, Item, Sample
 from zoo.files import locate
+from zoo.types import Batch, Inputs, Item, Sample
 
 
 class VlmProcessor(Processor):
@@ -77,9 +77,7 @@ class VlmProcessor(Processor):
 
     def encode_view(self, view: str, items: Sequence[Item], names: Sequence[str]) -> Inputs:
         """The items of one view -> tensors."""
-        images = [
-            [open_image(image, name) for image in item.images] for item, name in zip(items, names, strict=True)
-        ]
+        images = [[open_image(image, name) for image in item.images] for item, name in zip(items, names, strict=True)]
         try:
             arrays = self.arrays(
                 [item.text for item in items], images, [item.instruction for item in items], view in self.query_views

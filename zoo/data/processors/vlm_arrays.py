@@ -190,7 +190,13 @@ class VlmArrays:
         return arrays
 
     def _row(
-        self, text: str | None, grids: list[tuple[int, int]], instruction: str | None, query: bool, first: int, slots: int
+        self,
+        text: str | None,
+        grids: list[tuple[int, int]],
+        instruction: str | None,
+        query: bool,
+        first: int,
+        slots: int,
     ) -> tuple[list[int], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         merge = self.pixels.merge_size
         merged = [(rows // merge, columns // merge) for rows, columns in grids]
@@ -203,7 +209,9 @@ class VlmArrays:
                 run += 1
                 continue
             if seen == len(merged):
-                raise ValueError("the text holds the picture token <|image_pad|>; remove it, the template places pictures")
+                raise ValueError(
+                    "the text holds the picture token <|image_pad|>; remove it, the template places pictures"
+                )
             count = math.prod(merged[seen])
             ids += [token] * count
             index += range(first + seen * slots, first + seen * slots + count)

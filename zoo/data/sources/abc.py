@@ -1,6 +1,6 @@
 """The training data of ABC (arXiv:2503.00329) in the layout of its hub repositories, from folders on this disk.
 
-Both need a copy of the data repository (its parquet files) and the folder in which its archives of pictures were unpacked.
+Both need a copy of the data repository (its parquet files) and the folder in which its pictures were unpacked.
 """
 
 from __future__ import annotations

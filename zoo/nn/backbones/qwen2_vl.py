@@ -101,7 +101,8 @@ class Qwen2VL(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, features: Tensor, image_index: Tensor
     ) -> Tensor:
         """Tokens (R, T), positions (R, 3, T), picture features (F, D), index into them (R, T) -> (R, T, D), after the
-        final norm. Rows of padding hold no meaning."""
+        final norm. Rows of padding hold no meaning.
+        """
         language = self.model.language_model
         embedded = language.embed_tokens(input_ids)
         is_image = (input_ids == self.image_token_id).unsqueeze(-1)
