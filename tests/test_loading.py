@@ -396,16 +396,15 @@ def test_random_values_that_loading_overwrites_are_not_drawn(
 ) -> None:
     folder = write_bundle(module, toy.recipe(tmp_path), tmp_path / "released")
     drawn: list[bool] = []
-    fill = toy.ToyEncoder.__init__
-
-    def watched(self: Any, *arguments: Any, **named: Any) -> None:
-        fill(self, *arguments, **named)
-        drawn.append(torch.equal(torch.full((2,), 7.0).uniform_(), torch.full((2,), 7.0)))
-
-    monkeypatch.setattr(toy.ToyEncoder, "__init__", watched)
+    sevens = torch.full((2,), 7.0)
+    monkeypatch.setattr(
+        torch.nn.Linear,
+        "reset_parameters",
+        lambda self: drawn.append(not torch.equal(sevens.clone().uniform_(), sevens)),
+    )
     assert_same(zoo.load(f"path:{folder}"), module)
     zoo.load(f"path:{folder}", weights=False)
-    assert drawn == [True, False]
+    assert drawn == [False, False, True, True]  # two layers each
 
 
 PAYLOAD = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "canary"]}}

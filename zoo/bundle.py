@@ -262,7 +262,7 @@ def _verify(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def _refuse_own_code(value: Any, folder: Path) -> None:
-    """A bundle brings data: also where its folder is on the import path (Python was started in it), it brings no code."""
+    """A bundle brings data, and no code either where its folder is on the import path (Python was started in it)."""
     if isinstance(value, list):
         for entry in value:
             _refuse_own_code(entry, folder)

@@ -199,10 +199,13 @@ class Embedder:
         if not finite.all():
             bad = [name for name, ok in zip(names, finite.tolist(), strict=True) if not ok]
             listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-            raise NonFiniteError(
-                f"{self.name} gives values that are not finite for {listed}; half precision may overflow: "
-                "load it with dtype='float32'"
+            half = any(p.dtype == torch.float16 for p in self.module.parameters())
+            hint = (
+                "float16 may overflow: load it with dtype='bfloat16' or 'float32'"
+                if half
+                else "its weights are damaged"
             )
+            raise NonFiniteError(f"{self.name} gives values that are not finite for {listed}; {hint}")
         result: Vectors = vectors.numpy()
         return result
 

@@ -59,9 +59,7 @@ def load(
         else:
             recipe, tag = catalog.find(name)
             embedder = _from_recipe(recipe, tag, weights)
-    for (
-        parameter
-    ) in embedder.module.parameters():  # not buffers: rotary frequencies lose their meaning in half precision
+    for parameter in embedder.module.parameters():  # not buffers: rotary frequencies lose too much in half precision
         parameter.data = parameter.data.to(precision)
     embedder.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return embedder

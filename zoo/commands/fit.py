@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
+from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -15,7 +17,9 @@ from zoo.callbacks.checkpointing import BestCheckpoint, ResumableCheckpoint
 from zoo.callbacks.evaluation import RetrievalEvaluation
 from zoo.callbacks.history import History
 from zoo.callbacks.report import Report
+from zoo.catalog import with_recipe_files
 from zoo.module import EmbeddingModule
+from zoo.parsing import explain
 from zoo.registry import import_parts
 
 
@@ -34,6 +38,13 @@ class ZooCLI(LightningCLI):
         parser.add_lightning_class_args(Report, "report")
         parser.add_lightning_class_args(ResumableCheckpoint, "checkpoint")
         parser.add_lightning_class_args(BestCheckpoint, "best")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Say the first cause of what does not fit, with the nearest right name."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise explain(error, _recipe_of(args)) from error
 
     def before_instantiate_classes(self) -> None:
         """Fill in what follows from the recipe's name: where the run writes, and its loggers."""
@@ -97,6 +108,8 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # our loaders resume by themselves (HomogeneousBatches); Lightning knows only of loaders with a state
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    argv = with_recipe_files(argv)
+    quiet = {"exit_on_error": False}  # a wrong key becomes one sentence (zoo.parsing) instead of a page of usage
     ZooCLI(
         EmbeddingModule,
         LightningDataModule,
@@ -106,7 +119,16 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
         save_config_callback=None,
         seed_everything_default=0,
         trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
-        parser_kwargs={"default_env": False},
+        parser_kwargs=quiet | {name: quiet for name in ("fit", "validate", "test", "predict")},
         args=[subcommand, *argv],
     )
     return 0
+
+
+def _recipe_of(args: list[str]) -> str:
+    """The stem of the first `--config`, for messages."""
+    for position, argument in enumerate(args):
+        option, _, value = argument.partition("=")
+        if option in ("--config", "-c"):
+            return Path(value or args[position + 1]).stem
+    return "command line"

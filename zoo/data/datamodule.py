@@ -8,7 +8,8 @@ from typing import Literal
 
 from lightning.pytorch import LightningDataModule, Trainer
 
-from zoo.data.loader import BatchLoader, SourceBatches, TaskBatches, TrainingBatches, TrainingLoader, even_batches
+from zoo.data.batches import SourceBatches, TaskBatches, TrainingBatches, even_batches
+from zoo.data.loader import BatchLoader, TrainingLoader
 from zoo.data.sampler import HomogeneousBatches
 from zoo.data.source import Augment, Processor, Source, TaskSource
 from zoo.errors import RecipeError, UnknownNameError
@@ -115,13 +116,14 @@ class EmbeddingData(LightningDataModule):
         """Name of the epoch, and batches of it that are done, when the next batch is about to be fetched.
 
         `current.ready` is the number that Lightning is about to give to that batch. An epoch is named by the number of
-        batches before it (`total.processed` counts those done in the whole run), not by Lightning's count of epochs, which
-        differs after some restarts and starts over where an epoch was cut short.
+        batches before it (`total.processed` counts those of the whole run), not by Lightning's count of epochs, which
+        is another one after some restarts.
         """
         progress = self._trainer.fit_loop.epoch_loop.batch_progress
         start = progress.current.ready
-        epoch = 0 if self._trainer.overfit_batches else progress.total.processed - start
-        return epoch, start
+        if self._trainer.overfit_batches:  # type: ignore[attr-defined]  # the same few batches again and again
+            return 0, start
+        return progress.total.processed - start, start  # type: ignore[attr-defined]
 
     def val_dataloader(self) -> list[BatchLoader]:
         """One loader per validation task."""

@@ -1,0 +1,93 @@
+"""The recipes of published models train: a few steps of each, in a tiny size, on data in the authors' layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import official_layout
+import pyarrow
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, Trainer
+from official_layout import AbcReference, picture
+from pyarrow import parquet
+
+from zoo.loading import build_model
+
+
+def captions(folder: Path) -> None:
+    rows = [
+        {"caption": f"thing {i}", "image": f"{i}.png", "id": i, "negatives": [(i + k) % 12 for k in range(1, 12)] * 4}
+        for i in range(12)
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet")
+    for i in range(12):
+        picture(i, 20, 16).save(folder / f"{i}.png")
+
+
+def instructions(folder: Path) -> None:
+    rows = [
+        {str(k): {"image": i, "instruction": f"what is {k}", "phrase": f"part {k} of {i}", "id": k} for k in range(3)}
+        for i in range(12)
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet")
+    for i in range(12):
+        picture(i, 20, 16).save(folder / f"{i}.jpg")
+
+
+def data(section: dict[str, Any], folder: Path) -> Any:
+    """The recipe's data section with its paths led to `folder`, and small batches."""
+    arguments = section["init_args"]
+    for source in arguments["train"]:
+        source["init_args"] |= {key: str(folder) for key in ("folder", "images") if key in source["init_args"]}
+    section["init_args"] = arguments | {"batch_size": 4, "num_workers": 0}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    return parser.instantiate(parser.parse_object({"data": section})).data
+
+
+@pytest.mark.parametrize(
+    ("stem", "write", "trained"),
+    [
+        ("abc-qwen2vl-pretrain", captions, {"visual", "language_model", "head", "objective"}),
+        ("abc-qwen2vl", instructions, {"language_model"}),
+    ],
+)
+def test_abc(stem: str, write: Any, trained: set[str], tmp_path: Path) -> None:
+    """What the authors train moves, and nothing else does."""
+    AbcReference(tmp_path)
+    write(tmp_path)
+    raw = official_layout.tiny_recipe(stem)
+    arguments = raw["model"]["init_args"]
+    base = tmp_path / "Qwen/Qwen2-VL-7B-Instruct"
+    arguments["processor"]["init_args"]["tokenizer"] = str(base / "tokenizer.json")
+    arguments["scheduler"]["init_args"]["warmup_steps"] = 0
+    if "pretrained" in arguments["backbone"]["init_args"]:
+        arguments["backbone"]["init_args"]["pretrained"] = str(base)
+    moved = fit(build_model(raw["model"], stem), data(raw["data"], tmp_path))
+    assert {_part(name) for name in moved} == trained
+    assert all(".lora_" in name or name.startswith(("head.", "objective.")) for name in moved)
+
+
+def fit(module: Any, datamodule: Any) -> set[str]:
+    """Two steps (A of a fresh adapter moves in the second); the names of the parameters that changed."""
+    module.backbone.load_pretrained()
+    module.backbone.pretrained = None
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    trainer = Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule)
+    assert trainer.global_step == 2
+    return {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+
+
+def _part(name: str) -> str:
+    return next((part for part in ("visual", "language_model") if f".{part}." in name), name.partition(".")[0])
