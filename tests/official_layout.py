@@ -109,6 +109,14 @@ def picture(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def rounded(image: Image.Image) -> Image.Image:
+    """What Qwen's `process_vision_info` does before the processor, at the tiny patch size."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    rows, columns = smart_resize(image.height, image.width, factor=8, min_pixels=4 * 64, max_pixels=16384 * 64)
+    return image.resize((columns, rows))
+
+
 # ---- the reference: transformers and peft alone ----------------------------------------------------------------------
 
 
@@ -241,7 +249,6 @@ class AbcReference(Reference):
             targets=LANGUAGE_TARGETS + VISION_TARGETS,
             modules_to_save=["temperature", "mlp_head"],
         )
-        self.stage_1 = copy.deepcopy(self.peft)
         self.merge()
         self.adapt(root / "TIGER-Lab/ABC-Qwen2VL-Instruct", r=16, alpha=32, targets=LANGUAGE_TARGETS)
 
@@ -256,7 +263,7 @@ class AbcReference(Reference):
         content: list[dict[str, Any]] = [{"type": "image", "image": image}] if image is not None else []
         content.append({"type": "text", "text": f"Instruction: {instruction}" if instruction else text or ""})
         pixels = {"patch_size": 4, "min_pixels": 64 * 4, "max_pixels": 64 * 16}
-        arguments = (chat_prompt(content), [image] if image is not None else [], "flat", pixels)
+        arguments = (chat_prompt(content), [rounded(image)] if image is not None else [], "flat", pixels)
         if instruction:
             ids, hidden = self.states(*arguments)
         else:

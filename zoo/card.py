@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -37,8 +37,18 @@ def card_text(name: str, recipe: Mapping[str, Any], parameters: int, metrics: Ma
 
 
 def _table(title: str, values: Mapping[str, Any]) -> list[str]:
-    rows = [f"| {key} | {f'{value:.4f}' if isinstance(value, float) else value} |" for key, value in values.items()]
+    rows = [f"| {key} | {f'{value:.4f}' if isinstance(value, float) else value} |" for key, value in _flat(values)]
     return ["", f"## {title}", "", "| | |", "|---|---|", *rows] if rows else []
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested figures with the names on the way to them: `emoji test, text_to_image, recall@1`."""
+    for key, value in values.items():
+        name = f"{before}, {key}" if before else str(key)
+        if isinstance(value, Mapping):
+            yield from _flat(value, name)
+        else:
+            yield name, value
 
 
 def _class_name(part: Any) -> str:

@@ -132,7 +132,7 @@ class EmbeddingModule(LightningModule):
         trained = [p for p in self.parameters() if p.requires_grad]
         if not trained:
             raise RecipeError("nothing to train: every parameter is frozen")
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim >= 2]},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
@@ -190,12 +190,14 @@ def _checkpointed(module: EmbeddingModule, chunk: Inputs) -> Embedding:
         e = module.encode(chunk)
         return e.vector, e.log_var, e.tokens, e.mask
 
-    return Embedding(*checkpoint(run, use_reentrant=False))  # type: ignore[no-untyped-call]
+    return Embedding(*checkpoint(run, use_reentrant=False))  # type: ignore[arg-type]  # a vector there always is
 
 
 def _fields(chunks: Sequence[Embedding], combine: Any) -> Embedding:
     values = [[getattr(e, name) for e in chunks] for name in ("vector", "log_var", "tokens", "mask")]
-    return Embedding(*(None if column[0] is None else combine(column) for column in values))
+    vector, *others = (None if column[0] is None else combine(column) for column in values)
+    assert vector is not None  # every embedding has one
+    return Embedding(vector, *others)
 
 
 def _joined(chunks: Sequence[Embedding]) -> Embedding:

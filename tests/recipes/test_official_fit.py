@@ -11,7 +11,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
-from official_layout import AbcReference, picture
+from official_layout import AbcReference, Vlm2VecReference, picture
 from pyarrow import parquet
 
 from zoo.loading import build_model
@@ -37,31 +37,48 @@ def instructions(folder: Path) -> None:
         picture(i, 20, 16).save(folder / f"{i}.jpg")
 
 
+def mmeb(folder: Path) -> None:
+    rows = [
+        {
+            "qry": f"<|image_1|> What is {i}?\n",
+            "qry_image_path": f"{i}.png",
+            "pos_text": f"thing {i}",
+            "pos_image_path": "",
+        }
+        for i in range(12)
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet")
+    for i in range(12):
+        picture(i, 20, 16).save(folder / f"{i}.png")
+
+
 def data(section: dict[str, Any], folder: Path) -> Any:
-    """The recipe's data section with its paths led to `folder`, and small batches."""
+    """The recipe's data section with one source, whose paths lead to `folder`, and small batches."""
     arguments = section["init_args"]
-    for source in arguments["train"]:
-        source["init_args"] |= {key: str(folder) for key in ("folder", "images") if key in source["init_args"]}
-    section["init_args"] = arguments | {"batch_size": 4, "num_workers": 0}
+    source = arguments["train"][0]
+    places = {"folder": folder, "images": folder, "path": folder / "train.parquet"}
+    source["init_args"] |= {key: str(place) for key, place in places.items() if key in source["init_args"]}
+    section["init_args"] = arguments | {"train": [source], "batch_size": 4, "num_workers": 0, "test": []}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     return parser.instantiate(parser.parse_object({"data": section})).data
 
 
 @pytest.mark.parametrize(
-    ("stem", "write", "trained"),
+    ("stem", "reference", "write", "trained"),
     [
-        ("abc-qwen2vl-pretrain", captions, {"visual", "language_model", "head", "objective"}),
-        ("abc-qwen2vl", instructions, {"language_model"}),
+        ("abc-qwen2vl-pretrain", AbcReference, captions, {"visual", "language_model", "head", "objective"}),
+        ("abc-qwen2vl", AbcReference, instructions, {"language_model"}),
+        ("vlm2vec-qwen2vl-2b", Vlm2VecReference, mmeb, {"language_model"}),
     ],
 )
-def test_abc(stem: str, write: Any, trained: set[str], tmp_path: Path) -> None:
+def test_what_moves(stem: str, reference: Any, write: Any, trained: set[str], tmp_path: Path) -> None:
     """What the authors train moves, and nothing else does."""
-    AbcReference(tmp_path)
+    reference(tmp_path)
     write(tmp_path)
     raw = official_layout.tiny_recipe(stem)
     arguments = raw["model"]["init_args"]
-    base = tmp_path / "Qwen/Qwen2-VL-7B-Instruct"
+    base = next(tmp_path.glob("Qwen/*"))
     arguments["processor"]["init_args"]["tokenizer"] = str(base / "tokenizer.json")
     arguments["scheduler"]["init_args"]["warmup_steps"] = 0
     if "pretrained" in arguments["backbone"]["init_args"]:

@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import constants
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, Trainer
 from official_layout import AbcReference, Vlm2VecReference, picture
 
 import zoo
@@ -19,6 +21,7 @@ from zoo.convert import abc, vlm2vec
 from zoo.errors import WeightsError
 from zoo.loading import build_model
 from zoo.recipe import read_recipe
+from zoo.registry import import_parts
 
 # parameters of the safetensors files on the hub, less the language-model head where it is stored apart from the input
 # embedding: Qwen2-VL-7B-Instruct 8,291,375,616 and 152064 x 3584; Qwen2-VL-2B-Instruct 2,208,985,600, tied
@@ -66,6 +69,19 @@ def test_pictures_are_budgeted_in_merged_patches(stem: str) -> None:
             "vlm2vec-qwen2vl-2b": {"min_pixels": 4, "max_pixels": 1280},
         }[stem]
     )
+
+
+@pytest.mark.parametrize("stem", PUBLISHED)
+def test_data_and_trainer_sections_name_what_there_is(stem: str) -> None:
+    """Parsed only: the data is not here."""
+    import_parts()
+    raw = official_layout.recipe(stem)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    parser.add_class_arguments(Trainer, "trainer")
+    parsed = parser.parse_object({"data": raw["data"], "trainer": raw["trainer"]})
+    world = parsed.trainer.devices * parsed.data.init_args.batch_size
+    assert world == {"abc-qwen2vl-pretrain": 512, "abc-qwen2vl": 1024, "vlm2vec-qwen2vl-2b": 1024}[stem]
 
 
 def test_the_two_stages_of_abc_are_one_model() -> None:

@@ -52,8 +52,9 @@ class Report(Callback):
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        evaluation = next((c for c in trainer.callbacks if isinstance(c, RetrievalEvaluation)), None)
-        history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        evaluation = next((c for c in callbacks if isinstance(c, RetrievalEvaluation)), None)
+        history = next((c for c in callbacks if isinstance(c, History)), None)
         results = evaluation.results if evaluation else {}
         page = _PAGE.substitute(
             title=html.escape(self.name),
@@ -151,8 +152,10 @@ def _thumbnail(source: ImageSource) -> str:
     from PIL import Image
 
     try:
-        stream = io.BytesIO(source) if isinstance(source, bytes) else source
-        picture = source if isinstance(source, Image.Image) else Image.open(stream)
+        if isinstance(source, Image.Image):
+            picture: Image.Image = source
+        else:
+            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         small = picture.convert("RGBA")
         small.thumbnail((_THUMBNAIL, _THUMBNAIL))
         out = io.BytesIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections import Counter
 from typing import Literal
 
@@ -129,6 +130,7 @@ class EmbeddingData(LightningDataModule):
         """One loader per validation task."""
         if not self.tasks("val") and self._trainer.state.fn == "validate":
             raise RecipeError("there is nothing to validate on: data.init_args.val is empty")
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # to fit without is fine
         return [self._task_loader(task) for task in self.tasks("val")]
 
     def test_dataloader(self) -> list[BatchLoader]:

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from zoo.data.sources.folder import list_images
 from zoo.errors import UnknownNameError, ZooError
 from zoo.types import Item
 from zoo.weights import sha256
@@ -75,6 +74,8 @@ def open_rows(
 
 class _Folder:
     def __init__(self, folder: Path, instruction: str | None) -> None:
+        from zoo.data.sources.folder import list_images
+
         self.columns: list[str] = []
         self.folder, self.instruction = folder, instruction
         self.files = list_images(folder)

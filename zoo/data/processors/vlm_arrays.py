@@ -101,7 +101,8 @@ class Pixels:
             image = replace(self, min_pixels=4 * token, max_pixels=16384 * token)._resized(image)
         image = self._resized(image)
         width, height = image.size
-        values = (np.asarray(image, np.float32) / 255.0 - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        values = (np.asarray(image, np.float32) / 255.0 - mean) / std
         p, m = self.patch_size, self.merge_size
         rows, columns = height // p, width // p
         # (rows/m, m, p, columns/m, m, p, 3) -> blocks of m x m patches, channel first inside a patch

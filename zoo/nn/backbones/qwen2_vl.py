@@ -56,7 +56,7 @@ class Qwen2VL(nn.Module):
 
         config = Qwen2VLConfig(text_config=dict(text), vision_config=dict(vision), image_token_id=image_token_id)
         self.model = Qwen2VLModel._from_config(config, attn_implementation="sdpa")
-        self.width: int = config.text_config.hidden_size
+        self.width: int = self.model.language_model.config.hidden_size
         self.image_token_id = image_token_id
         self.causal = attention == "causal"
         self.pretrained = pretrained
@@ -84,7 +84,7 @@ class Qwen2VL(nn.Module):
         for block in visual.blocks:
             hidden = hidden + self._vision_attention(block.attn, block.norm1(hidden), cos, sin, mask)
             hidden = hidden + block.mlp(block.norm2(hidden))
-        merged = visual.merger(hidden.flatten(0, 1))
+        merged: Tensor = visual.merger(hidden.flatten(0, 1))
         # the merger turns every merge^2 neighbouring patches into one row
         return merged.reshape(images, count // visual.spatial_merge_size**2, -1)
 
