@@ -91,6 +91,13 @@ def test_card_states_facts(written: Path) -> None:
     assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
+def test_nested_results_become_rows(tmp_path: Path) -> None:
+    recipe = toy.recipe(tmp_path)
+    recipe["card"]["results"] = {"emoji test": {"text_to_image": {"recall@1": 0.04}}, "seconds": 3}
+    text = (write_bundle(toy.build(tmp_path), recipe, tmp_path / "b") / "README.md").read_text("utf-8")
+    assert "| emoji test, text_to_image, recall@1 | 0.0400 |\n| seconds | 3 |" in text
+
+
 def test_half_precision_halves_matrices_and_spares_the_rest(tmp_path: Path) -> None:
     module = toy.build(tmp_path)
     state = read_bundle(write_bundle(module, toy.recipe(tmp_path), tmp_path / "b", dtype="float16")).state()

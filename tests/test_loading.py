@@ -123,6 +123,19 @@ def test_packaged_bundle_by_name_and_tag(tmp_path: Path, module: toy.ToyEncoder,
         zoo.load("toy.other")
 
 
+def test_a_bundle_must_be_the_one_that_the_card_means(tmp_path: Path, module: toy.ToyEncoder, monkeypatch: Any) -> None:
+    monkeypatch.setattr(weight_sources, "PACKAGED", tmp_path / "packaged")
+    folder = write_bundle(module, toy.recipe(tmp_path), tmp_path / "packaged" / "toy-emoji")
+    digest = sha256(folder / "model.safetensors")
+    write_recipe(tmp_path, {"emoji": {"source": "packaged:toy-emoji", "sha256": digest}})
+    assert_same(zoo.load("toy"), module)
+    write_bundle(toy.build(tmp_path, seed=8), toy.recipe(tmp_path), folder)  # sound, but another one
+    with pytest.raises(WeightsError, match=r"damaged or another version"):
+        zoo.load("toy")
+    with pytest.raises(WeightsError, match=r"damaged or another version"):
+        load_weights(module, "toy")
+
+
 def test_unknown_names(tmp_path: Path) -> None:
     write_recipe(tmp_path, {"official": {"source": "hf:org/toy"}})
     with pytest.raises(UnknownNameError, match=r"unknown model 'toi'.*'toy'"):

@@ -70,7 +70,7 @@ def load_weights(module: EmbeddingModule, recipe: str | Path, weights: bool | st
     found, tag = (read_recipe(recipe), None) if isinstance(recipe, Path) else catalog.find(recipe)
     released, places = _released(found, tag, weights)
     if len(places) == 1 and is_bundle(places[0]):
-        return _fill(module, read_bundle(places[0]).state(), str(places[0]))
+        return _fill(module, _bundle_of(released, places[0]).state(), str(places[0]))
     return _fill(module, _converted(released, places), _described(released, places), released.base, _local(weights))
 
 
@@ -99,7 +99,7 @@ def _from_recipe(recipe: Recipe, tag: str | None, weights: bool | str | Path) ->
         return Embedder(build_model(recipe.raw["model"], recipe.name), recipe.raw, name=recipe.name, weights=None)
     released, places = _released(recipe, tag, weights)
     if len(places) == 1 and is_bundle(places[0]):
-        return _from_bundle(read_bundle(places[0]), name=recipe.name, card=recipe.raw["card"])
+        return _from_bundle(_bundle_of(released, places[0]), name=recipe.name, card=recipe.raw["card"])
     state = _converted(released, places)  # before building: what is damaged is refused at once
     local = _local(weights)
     raw = recipe.raw if local is None else recipe.raw | {"model": _with_local_files(recipe.raw["model"], local)}
@@ -133,6 +133,12 @@ def _holds_repository(local: Path, sources: list[str]) -> bool:
     return any((local / r).is_dir() or (local / r.rpartition("/")[2]).is_dir() for r in repositories)
 
 
+def _bundle_of(released: Weights, place: Path) -> Bundle:
+    """The bundle at `place`, which must also be the one that the card means."""
+    _verify(released, [place])
+    return read_bundle(place)
+
+
 def _with_local_files(part: Any, local: Path) -> Any:
     """A recipe's `model:` in which files of the hub (a tokenizer) are those of the local copy, where it has them."""
     if isinstance(part, Mapping):
@@ -156,19 +162,24 @@ def _described(released: Weights, places: list[Path]) -> str:
 
 def _converted(released: Weights, places: list[Path]) -> dict[str, Tensor]:
     """The verified tensors of all sources, under the names that the module has."""
-    digests = released.sha256 if isinstance(released.sha256, list) else [released.sha256]
-    if len(digests) not in (1, len(places)):
-        raise RecipeError(
-            f"card.weights has {len(places)} sources and {len(digests)} entries of sha256; give one for each"
-        )
-    for place, expected in zip(places, digests, strict=False):
-        if expected is not None:
-            verify(place, expected)
+    _verify(released, places)
     if released.convert:
         return converter(released.convert)(*(load_folder(place) for place in places))
     if len(places) != 1:
         raise RecipeError(f"weights from {len(places)} sources need a converter (card.weights: convert) to join them")
     return read_state(places[0])
+
+
+def _verify(released: Weights, places: list[Path]) -> None:
+    """Compare what lies there with the card's digests."""
+    digests = released.sha256 if isinstance(released.sha256, list) else [released.sha256]
+    if released.sha256 is not None and len(digests) != len(places):
+        raise RecipeError(
+            f"card.weights: {len(places)} sources, but {len(digests)} entries of sha256; give one for each"
+        )
+    for place, expected in zip(places, digests, strict=False):
+        if expected is not None:
+            verify(place, expected)
 
 
 def converter(path: str) -> Callable[..., dict[str, Tensor]]:

@@ -349,6 +349,16 @@ def test_a_folder_of_sources_stands_for_its_parts() -> None:
     assert [source.name for source in EmbeddingData(train=[Words("w"), Folder()]).train] == ["w", "x", "y"]
 
 
+def test_loading_takes_no_random_numbers_from_the_model(tmp_path: Path) -> None:
+    """Dropout would differ between a run that starts an epoch and one that resumes in its middle."""
+    module, datamodule = Module(), data(test=[Tasks()])
+    trainer(tmp_path, max_epochs=1).fit(module, datamodule=datamodule)
+    before = torch.get_rng_state(), random.getstate()
+    for loader in (datamodule.train_dataloader(), *datamodule.test_dataloader()):
+        assert list(loader)
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
+
+
 def test_what_goes_to_the_workers_is_small(tmp_path: Path) -> None:
     module, datamodule = Module(), data()
     trainer(tmp_path, max_epochs=1).fit(module, datamodule=datamodule)
@@ -372,7 +382,7 @@ def test_a_recipe_names_parts_by_their_class(tmp_path: Path) -> None:
             "augment": [{"class_path": "Crop", "init_args": {"views": ["query"]}}, {"class_path": "LowerCase"}],
         },
     }
-    made = parser.instantiate_classes(parser.parse_object({"data": config})).data
+    made = parser.instantiate(parser.parse_object({"data": config})).data
     assert [type(s).__name__ for s in (*made.train, *made.predict)] == [
         "EmojiRetrieval",
         "EmojiTasks",

@@ -69,6 +69,7 @@ def test_pictures_are_budgeted_in_merged_patches(stem: str) -> None:
             "vlm2vec-qwen2vl-2b": {"min_pixels": 4, "max_pixels": 1280},
         }[stem]
     )
+    assert pixels.get("rounded_first", False) == stem.startswith("abc")
 
 
 @pytest.mark.parametrize("stem", PUBLISHED)

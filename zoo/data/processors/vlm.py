@@ -121,7 +121,9 @@ class VlmProcessor(Processor):
 
     def spec(self) -> dict[str, Any]:
         """What `VlmArrays` needs besides the tokenizer, as plain data, for a runtime without the zoo."""
-        settings = {key: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for key, v in self._settings.items()}
+        settings = {
+            key: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for key, v in self._settings.items()
+        }
         return {"kind": "vlm", "query_views": list(self.query_views), **settings}
 
     def export(self, folder: Path) -> dict[str, Any]:

@@ -150,7 +150,9 @@ class MmebEval(TaskSource):
         records = Records(path, EVAL, EVAL_V2, split=self.split)
         _check_pictures(records, ("qry_img_path",), self.images)
         numbers: dict[tuple[str, str, str], int] = {}
-        queries, candidates, pools = [], [], []
+        queries: list[Item] = []
+        candidates: list[Item] = []
+        pools: list[array[int]] = []
         for row in range(len(records)):
             where, instruction = records.where(row), records.value("tgt_inst", row)
             text, picture = records.value("qry_text", row), records.value("qry_img_path", row)

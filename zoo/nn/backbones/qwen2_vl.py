@@ -10,11 +10,14 @@ Shapes: R rows, T tokens, I pictures, P patches, D width of the language model, 
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zoo.errors import UnknownNameError
 
 
 class VlmBackbone(Protocol):
@@ -51,9 +54,15 @@ class Qwen2VL(nn.Module):
         pretrained: str | None = None,
     ) -> None:
         super().__init__()
-        from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
+        from transformers.models.qwen2_vl.configuration_qwen2_vl import (
+            Qwen2VLConfig,
+            Qwen2VLTextConfig,
+            Qwen2VLVisionConfig,
+        )
         from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
+        _check_fields("text", text, Qwen2VLTextConfig)
+        _check_fields("vision", vision, Qwen2VLVisionConfig)
         config = Qwen2VLConfig(text_config=dict(text), vision_config=dict(vision), image_token_id=image_token_id)
         self.model = Qwen2VLModel._from_config(config, attn_implementation="sdpa")
         self.width: int = self.model.language_model.config.hidden_size
@@ -123,6 +132,14 @@ class Qwen2VL(nn.Module):
             seen = seen & (position[None, :] <= position[:, None])
         # every token sees itself, so that a row of padding is finite
         return _additive(seen | (position[None, :] == position[:, None]), dtype)
+
+
+def _check_fields(section: str, given: dict[str, Any], config: type) -> None:
+    """Transformers takes any key and goes on with its defaults, which are those of a 72B model."""
+    known = {field.name for field in fields(config)}
+    for name in given:
+        if name not in known:
+            raise UnknownNameError(f"field of {section} ({config.__name__})", name, known)
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
