@@ -1,165 +1,177 @@
-"""One HTML file about a run: facts, results beside chance, curves, and retrieval examples with their pictures."""
+"""One HTML file about a run, readable from disk without network: facts, results beside chance, curves, examples."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import os
 import platform
-from datetime import date
-from importlib.metadata import version
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TypeVar
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from zoo.callbacks.evaluation import Example, Result, RetrievalEvaluation
+import zoo
+from zoo.callbacks import report_page as page
+from zoo.callbacks.evaluation import Result, RetrievalEvaluation
 from zoo.callbacks.history import History
-from zoo.types import ImageSource, Item
+from zoo.callbacks.report_charts import STYLE
+from zoo.callbacks.terminal import cells, show
 
-_PAGE = Template((Path(__file__).parent / "report.html").read_text("utf-8"))
-_THUMBNAIL = 72  # pixels
+_TEMPLATE = Path(__file__).with_name("report.html")
+Kind = TypeVar("Kind", bound=Callback)
+_LIBRARIES = ("torch", "lightning", "transformers")
 
 
 class Report(Callback):
-    """Writes `report.html` into `dirpath` after every validation and at the end; needs no network to be read.
+    """Writes the report after every validation and at the end of a fit or test, and then says where it is.
+
+    What is shown comes from the callbacks `RetrievalEvaluation` and `History` of the same trainer. The file is
+    `report.html`; where nothing was trained, `report-validate.html` or `report-test.html`, so that measuring weights
+    later does not replace the report of their training. A report that can't be written does not stop the run.
 
     Args:
-        dirpath: where. name: the recipe's name, for the title.
+        dirpath: the folder.
+        name: what was run, for the title.
     """
 
-    def __init__(self, dirpath: str = "", name: str = "run") -> None:
+    def __init__(self, dirpath: str | Path = "runs", name: str = "run") -> None:
         self.dirpath, self.name = dirpath, name
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return Path(self.dirpath) / "report.html"
+        self._problem = ""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what there is so far."""
         if not trainer.sanity_checking:
-            self._write(trainer, pl_module)
+            self._write(trainer, pl_module, final=trainer.state.fn != "fit")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the whole run, and say where."""
+        self._write(trainer, pl_module, final=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the test results too, and say where."""
-        self._write(trainer, pl_module)
-        if trainer.is_global_zero:
-            print(f"report: {self.path}")
+        """Add the test results, and say where."""
+        self._write(trainer, pl_module, final=True)
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+    def _write(self, trainer: Trainer, module: LightningModule, final: bool) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        evaluation = next((c for c in callbacks if isinstance(c, RetrievalEvaluation)), None)
-        history = next((c for c in callbacks if isinstance(c, History)), None)
-        results = evaluation.results if evaluation else {}
-        page = _PAGE.substitute(
-            title=html.escape(self.name),
-            facts=_facts(trainer, pl_module, history),
-            results="".join(_table(stage, found) for stage, found in reversed(results.items()) if found),
-            curves=_curves(history) if history else "",
-            examples="".join(_examples(r) for r in next(reversed(results.values()), []) if r.examples),
-        )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(page, "utf-8")
-        partial.replace(self.path)
-
-
-def _facts(trainer: Trainer, module: LightningModule, history: History | None) -> str:
-    facts: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "architecture": type(module).__name__,
-        "parameters": f"{sum(p.numel() for p in module.parameters()):,}",
-        "step": f"{trainer.global_step:,}",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {type(trainer.accelerator).__name__}",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "transformers")),
-    }
-    if history is not None and history.seconds:
-        facts["training time"] = f"{history.seconds / 60:.1f} min in steps"
-        facts["speed"] = f"{history.samples / history.seconds:.0f} samples/s"
-    return "".join(f"<dt>{k}</dt><dd>{html.escape(str(v))}</dd>" for k, v in facts.items())
-
-
-def _table(stage: str, results: list[Result]) -> str:
-    rows = []
-    for result in results:
-        size = f"{len(result.task.queries)} &rarr; {len(result.task.candidates)}"
-        for metric, value in result.values.items():
-            base = result.chance[metric]
-            cells = f"<td class=n>{100 * value:.1f}</td><td class=n>{100 * base:.2f}</td><td class=n>{value / base:.1f}</td>"
-            rows.append(f"<tr><td>{html.escape(result.task.name)}</td><td>{size}</td><td>{metric}</td>{cells}</tr>")
-    columns = ("task", "queries &rarr; candidates", "metric", "value %", "chance %", "&times; chance")
-    head = "".join(f"<th>{column}</th>" for column in columns)
-    return f"<h2>{stage}</h2><div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>"
-
-
-def _curves(history: History) -> str:
-    """Small multiples as inline SVG: loss, learning rate, temperature, gradient norm, then every validation metric."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = [name for name, curve in history.curves.items() if len(curve) > 1 and not name.endswith("primary")]
-    if not names:
-        return ""
-    columns = 3
-    rows = -(-len(names) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(11, 2.6 * rows), squeeze=False, layout="constrained")
-    for axis, name in zip(axes.flat, names, strict=False):
-        steps, values = zip(*history.curves[name], strict=True)
-        axis.plot(steps, values, color="#2a78c2", linewidth=1.4, marker="o" if len(steps) < 20 else None, markersize=3)
-        axis.set_title(name, fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in list(axes.flat)[len(names) :]:
-        axis.remove()
-    out = io.StringIO()
-    figure.savefig(out, format="svg")
-    pyplot.close(figure)
-    drawing = out.getvalue()
-    return f"<h2>curves</h2><div class=plot>{drawing[drawing.index('<svg') :]}</div>"
-
-
-def _examples(result: Result) -> str:
-    rows = "".join(_example(result, example) for example in result.examples)
-    return f"<h2>{html.escape(result.task.name)}: examples</h2>{rows}"
-
-
-def _example(result: Result, example: Example) -> str:
-    right = set(result.task.relevant[example.query])
-    found = "".join(
-        f"<li class={'right' if index in right else 'wrong'}>{_shown(result.task.candidates[index])}</li>"
-        for index in example.found
-    )
-    query = _shown(result.task.queries[example.query])
-    return f"<div class=example><div class=query>{query}<small>rank {example.rank}</small></div><ol>{found}</ol></div>"
-
-
-def _shown(item: Item) -> str:
-    pictures = "".join(_thumbnail(image) for image in item.images)
-    instruction = f"<em>{html.escape(item.instruction)}</em>" if item.instruction else ""
-    return pictures + instruction + (f"<span>{html.escape(item.text)}</span>" if item.text else "")
-
-
-def _thumbnail(source: ImageSource) -> str:
-    from PIL import Image
-
-    try:
-        if isinstance(source, Image.Image):
-            picture: Image.Image = source
+        history = _first(trainer, History)
+        trained = history is not None and history.samples > 0
+        stage = trainer.state.fn.value if trainer.state.fn else "run"
+        path = Path(self.dirpath) / ("report.html" if trained else f"report-{stage}.html")
+        try:
+            _replace(path, self._page(trainer, module, history if trained else None))
+        except OSError as error:
+            if str(error) != self._problem:  # once, not after every validation
+                show(trainer, f"warning: the report can't be written: {error}")
+            self._problem = str(error)
         else:
-            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        small = picture.convert("RGBA")
-        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        out = io.BytesIO()
-        small.save(out, "PNG")
-    except (OSError, ValueError, SyntaxError) as error:  # the run measured it; only its picture can't be shown
-        return f"<span class=unreadable>{html.escape(f'picture not shown: {error}')}</span>"
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
+            if final:
+                show(trainer, f"report: {path.resolve()}")
+
+    def _page(self, trainer: Trainer, module: LightningModule, history: History | None) -> str:
+        evaluation = _first(trainer, RetrievalEvaluation)
+        results = {} if evaluation is None else evaluation.results
+        # test results first: they are what counts
+        ordered = {stage: results[stage] for stage in sorted(results, key=("test", "val").index) if results[stage]}
+        latest = next(iter(ordered.values()), [])
+        return Template(_TEMPLATE.read_text("utf-8")).substitute(
+            title=html.escape(self.name),
+            series=STYLE,
+            tiles=page.tiles(_headline(latest) + _effort(history)),
+            facts=page.facts(_facts(trainer, module, history)),
+            results=page.results(ordered, "expected" if evaluation is None else evaluation.ties),
+            curves="" if history is None else page.curves(history.curves, results.get("val") or latest),
+            examples=page.examples(latest),
+        )
+
+
+def _headline(results: list[Result]) -> list[tuple[str, str]]:
+    entries = []
+    for result in results[:3]:
+        value, _, chance, times = cells(result, result.primary)
+        entries.append((value, f"{result.primary}, {result.task.name}: {times} chance ({chance})"))
+    return entries
+
+
+def _effort(history: History | None) -> list[tuple[str, str]]:
+    if history is None:
+        return []
+    return [
+        (_duration(history.seconds), "training time, validation not counted"),
+        (f"{history.samples_per_second:,.0f}/s", f"training samples, {history.samples:,} in all"),
+    ]
+
+
+def _facts(trainer: Trainer, module: LightningModule, history: History | None) -> dict[str, str]:
+    parameters = list(module.parameters())
+    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    facts = {
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "architecture": type(module).__name__,
+        "parameters": f"{total:,}" + ("" if trained == total else f", of which {trained:,} are trained"),
+        "machine": _machine(trainer, module),
+        "versions": ", ".join(
+            [f"embedding-zoo {zoo.__version__}", f"Python {platform.python_version()}", *_versions()]
+        ),
+    }
+    if history is not None:
+        facts["steps"] = f"{trainer.global_step:,}, precision {trainer.precision}"
+        best = max(history.curves.get("val/primary", []), key=lambda point: point[1], default=None)
+        if best is not None:
+            facts["best validation"] = f"{100 * best[1]:.1f} % (val/primary) at step {best[0]:,}"
+    return facts
+
+
+def _machine(trainer: Trainer, module: LightningModule) -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [f"{cores} cores ({cpu_model()}), {torch.get_num_threads()} threads", platform.system()]
+    if torch.cuda.is_available():
+        parts.insert(0, torch.cuda.get_device_name())
+    if trainer.world_size > 1:
+        parts.append(f"{trainer.world_size} processes")
+    return ", ".join(parts)
+
+
+def cpu_model(file: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, or its architecture where the system does not tell."""
+    try:
+        lines = file.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), "") or platform.processor() or platform.machine()
+
+
+def _versions() -> list[str]:
+    found = []
+    for name in _LIBRARIES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"no {name}")
+    return found
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _first(trainer: Trainer, kind: type[Kind]) -> Kind | None:
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+
+
+def _replace(path: Path, text: str) -> None:
+    """The old file stays until the new one is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, "utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

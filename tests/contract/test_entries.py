@@ -1,0 +1,29 @@
+"""Every recipe whose card says `tiny` keeps the contract; new entries are covered without writing a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import zoo.testing
+from zoo import catalog
+from zoo.loading import build_model
+
+TINY = [recipe for recipe in catalog.recipes() if recipe.card.tiny]
+
+
+def test_there_are_tiny_entries() -> None:
+    assert {"vlm2vec", "vlm2vec-emoji", "abc-emoji"} <= {recipe.name for recipe in TINY}
+
+
+@pytest.mark.parametrize("recipe", TINY, ids=lambda recipe: recipe.name)
+def test_architecture(recipe: catalog.Recipe) -> None:
+    module = build_model(recipe.raw["model"], recipe.name)
+    assert sum(p.numel() for p in module.parameters()) == recipe.card.parameters
+    zoo.testing.check_architecture(module)
+
+
+@pytest.mark.parametrize("recipe", TINY, ids=lambda recipe: recipe.name)
+def test_export(recipe: catalog.Recipe, tmp_path: Path) -> None:
+    zoo.testing.check_export(build_model(recipe.raw["model"], recipe.name), tmp_path)

@@ -1,0 +1,1 @@
+"""What a run does besides training: evaluation, history, report, checkpoints, progress."""

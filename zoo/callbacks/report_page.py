@@ -1,0 +1,204 @@
+"""The parts of a report as HTML: tiles, facts, results, curves, examples. All that comes from data is escaped."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+
+from zoo.callbacks.evaluation import Example, Result
+from zoo.callbacks.history import LEARNING_RATE, SECONDS, Curve
+from zoo.callbacks.report_charts import SERIES, Series, line_chart
+from zoo.callbacks.terminal import cells, sizes, title_of
+from zoo.metrics.retrieval import better_is_lower
+from zoo.types import ImageSource, Item
+
+_THUMBNAIL = 144  # pixels: twice what is shown, for dense screens
+_MOST_PIXELS = 64_000_000  # of a picture that is opened for its thumbnail (ours)
+_MOST_TASKS = 8  # with examples; a page with all 28 languages of a task would take minutes to scroll (ours)
+_MOST_TEXT = 300  # letters of a long text that are shown (ours)
+_TRAINING = {
+    "train/loss": ("loss", "loss, mean over batches"),
+    "train/accuracy": ("in-batch accuracy", "share of queries"),
+    "train/temperature": ("temperature", "temperature"),
+    LEARNING_RATE: ("learning rate", "learning rate"),
+    "train/grad_norm": ("gradient norm", "norm"),
+}
+
+
+def tiles(entries: Sequence[tuple[str, str]]) -> str:
+    """Large figures, each with its caption."""
+    parts = "".join(
+        f'<div class="tile"><b>{_text(value)}</b><span>{_text(name)}</span></div>' for value, name in entries
+    )
+    return f'<div class="tiles">{parts}</div>' if parts else ""
+
+
+def facts(entries: Mapping[str, str]) -> str:
+    """Name and value, one line each."""
+    return "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in entries.items())
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def results(by_stage: Mapping[str, Sequence[Result]], ties: str) -> str:
+    """One table per stage."""
+    parts = [_table(stage, found) for stage, found in by_stage.items() if found]
+    if not parts:
+        return ""
+    how = {
+        "expected": "as their expectation over all orders",
+        "wrong": "against the model",
+        "right": "in favour of the model, as MMEB's official script does",
+    }[ties]
+    note = (
+        f"± is the standard error over queries. Chance is what one and the same vector for everything scores. "
+        f"Candidates with equal scores count {how}."
+    )
+    return "".join(parts) + f"<p>{note}</p>"
+
+
+def _table(stage: str, found: Sequence[Result]) -> str:
+    columns = {"value": "n", "±": "n spread", "chance": "n", "times chance": "n"}
+    head = "".join(f'<th class="{kind}">{name}</th>' for name, kind in columns.items())
+    body = "".join(f"<tbody>{_task_rows(result)}</tbody>" for result in found)
+    title = f"<h2>{_text(title_of(stage, found[0])).capitalize()}</h2>"
+    table = f"<table><thead><tr><th>task</th><th>metric</th>{head}</tr></thead>{body}</table>"
+    return f'{title}<div class="card wide">{table}</div>'
+
+
+def _task_rows(result: Result) -> str:
+    rows = []
+    for i, metric in enumerate(result.values):
+        value, error, chance, times = map(_text, cells(result, metric))
+        about = f"<small>{'<br>'.join(map(_text, sizes(result)))}</small>"
+        name = f'<th rowspan="{len(result.values)}">{_text(result.task.name)}{about}</th>' if i == 0 else ""
+        classes = " ".join(["first"] * (i == 0) + ["primary"] * (metric == result.primary))
+        numbers = f'<td class="n">{value}</td><td class="n quiet spread">{error}</td><td class="n quiet">{chance}</td>'
+        rows.append(f'<tr class="{classes}">{name}<td>{_text(metric)}</td>{numbers}<td class="n">{times}</td></tr>')
+    return "".join(rows)
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+
+
+def curves(history: Mapping[str, Curve], found: Sequence[Result]) -> str:
+    """Training curves, then every metric with one line per task (or their mean where tasks are many)."""
+    known = [name for name in _TRAINING if name in history]
+    others = [n for n in history if n.startswith("train/") and n not in _TRAINING and n != SECONDS]
+    charts = []
+    for name in [*known, *others]:
+        title, label = _TRAINING.get(name, (name.removeprefix("train/"),) * 2)
+        if len({y for _, y in history[name]}) > 1 or name == "train/loss":  # a constant needs no chart
+            charts.append(line_chart(title, [Series(title, history[name])], label))
+    metrics = dict.fromkeys(metric for result in found for metric in result.values)
+    charts += [_metric_chart(metric, history, found) for metric in metrics]
+    drawn = "".join(charts)
+    return f'<h2>Curves</h2><div class="charts">{drawn}</div>' if drawn else ""
+
+
+def _metric_chart(metric: str, history: Mapping[str, Curve], found: Sequence[Result]) -> str:
+    scale = 1.0 if better_is_lower(metric) else 100.0
+    lines = [
+        Series(
+            result.task.name,
+            [(step, scale * value) for step, value in history.get(f"val/{result.task.name}/{metric}", [])],
+            None if better_is_lower(metric) else scale * result.chance[metric],
+        )
+        for result in found
+        if metric in result.values
+    ]
+    if len(lines) > SERIES:
+        lines = [_mean(lines)]
+    return line_chart(f"{metric} on validation", lines, "position" if scale == 1.0 else "%", zero=scale != 1.0)
+
+
+def _mean(lines: Sequence[Series]) -> Series:
+    steps = sorted(set.intersection(*({x for x, _ in line.points} for line in lines)))
+    values = [dict(line.points) for line in lines]
+    levels = [line.chance for line in lines if line.chance is not None]
+    points = [(step, sum(v[step] for v in values) / len(values)) for step in steps]
+    return Series(f"mean of {len(lines)} tasks", points, sum(levels) / len(levels) if levels else None)
+
+
+# ---- examples --------------------------------------------------------------------------------------------------------
+
+
+def examples(found: Sequence[Result]) -> str:
+    """Queries from the best ranked to the worst, each with its best candidates; right ones are marked."""
+    shown = [result for result in found if result.examples][:_MOST_TASKS]
+    if not shown:
+        return ""
+    note = (
+        "Queries evenly spread from the best ranked one to the worst, with the candidates that scored highest. "
+        "A tick marks a right one; where none is among them, the best ranked right one follows."
+    )
+    more = f" Shown are {len(shown)} of {len(found)} tasks." if len(found) > len(shown) else ""
+    parts = [f"<h2>Examples</h2><p>{note}{more}</p>"]
+    for result in shown:
+        parts.append(f"<h3>{_text(result.task.name)} <small>{', '.join(sizes(result))}</small></h3>")
+        parts += [_example(result, example) for example in result.examples]
+    return "".join(parts)
+
+
+def _example(result: Result, example: Example) -> str:
+    task = result.task
+    right = set(task.relevant[example.query])
+    entries = [
+        _candidate(task.candidates[i], f"{place}", f"{score:.2f}", i in right)
+        for place, (i, score) in enumerate(example.found, 1)
+    ]
+    hit = any(i in right for i, _ in example.found)
+    if not hit:
+        entries.append(_candidate(task.candidates[example.right], f"{example.rank:,.0f}", "", True, "missed"))
+    place = f"{example.rank:,.0f}" if example.rank == int(example.rank) else f"{example.rank:,.1f}"
+    size = len(task.candidates) if task.pools is None else len(task.pools[example.query])
+    state = "hit" if hit else ""
+    rank = f'<span class="rank {state}">right one at {place} of {size:,}</span>'
+    query = f'<div class="query">{rank}{_item(task.queries[example.query])}</div>'
+    return f'<div class="card example">{query}<ol class="found">{"".join(entries)}</ol></div>'
+
+
+def _candidate(item: Item, place: str, score: str, right: bool, extra: str = "") -> str:
+    tick = " <b>✓ right</b>" if right else ""
+    head = f'<span class="mark"><span>{place}{tick}</span>{score}</span>'
+    classes = " ".join(filter(None, ["right" if right else "", extra]))
+    return f'<li class="{classes}">{head}{_item(item)}</li>'
+
+
+def _item(item: Item) -> str:
+    pictures = "".join(thumbnail(image) for image in item.images)
+    instruction = f'<em dir="auto">{_text(item.instruction)}</em>' if item.instruction else ""
+    text = f'<span dir="auto">{_text(_cut(item.text))}</span>' if item.text else ""
+    return f'<div class="item">{instruction}{pictures}{text}</div>'
+
+
+def thumbnail(source: ImageSource) -> str:
+    """A picture as an <img> with its data inside; one that can't be opened becomes the reason why."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():  # Pillow warns of large pictures; here they are refused
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = io.BytesIO(source) if isinstance(source, bytes) else source
+            picture = opened if isinstance(opened, Image.Image) else Image.open(opened)
+            if picture.width * picture.height > _MOST_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
+            small = picture.convert("RGBA")
+            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            encoded = io.BytesIO()
+            small.save(encoded, "WEBP", quality=80)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        return f'<span class="unreadable">picture not shown: {_text(_cut(str(error)))}</span>'
+    return f'<img alt="" src="data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}">'
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…"
+
+
+def _text(text: str) -> str:
+    return html.escape(text, quote=True)
