@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import zoo.testing
 from zoo import catalog
@@ -19,6 +20,7 @@ def test_there_are_tiny_entries() -> None:
 
 @pytest.mark.parametrize("recipe", TINY, ids=lambda recipe: recipe.name)
 def test_architecture(recipe: catalog.Recipe) -> None:
+    torch.manual_seed(0)
     module = build_model(recipe.raw["model"], recipe.name)
     assert sum(p.numel() for p in module.parameters()) == recipe.card.parameters
     zoo.testing.check_architecture(module)
