@@ -121,7 +121,10 @@ def check_learns(module: EmbeddingModule, steps: int = 15) -> None:
 
 
 def check_chunking(module: EmbeddingModule, tolerance: float = 1e-6) -> None:
-    """The gradient in chunks equals the gradient of the whole batch (relative to its largest entry)."""
+    """The gradient in chunks equals the gradient of the whole batch: relative error in the 2-norm.
+
+    Single entries differ by the rounding of fp32 sums that are formed in another order.
+    """
     gradients = []
     before = module.chunk_size
     for size in (None, 1, 3):
@@ -134,10 +137,10 @@ def check_chunking(module: EmbeddingModule, tolerance: float = 1e-6) -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
     module.chunk_size = before
     module.zero_grad()
-    scale = gradients[0].abs().max()
+    scale = gradients[0].norm()
     for size, gradient in zip((1, 3), gradients[1:], strict=True):
-        worst = ((gradient - gradients[0]).abs().max() / scale).item()
-        assert worst <= tolerance, f"chunks of {size} change the gradient by {worst:.2e} of its largest entry"
+        worst = ((gradient - gradients[0]).norm() / scale).item()
+        assert worst <= tolerance, f"chunks of {size} change the gradient by {worst:.2e} of its norm"
 
 
 def check_processor(module: EmbeddingModule) -> None:
