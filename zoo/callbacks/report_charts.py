@@ -14,7 +14,7 @@ STYLE = "\n".join(
     for i in range(SERIES)
 )
 _WIDTH, _HEIGHT = 380, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 12, 40
 _MARKED = 40  # up to so many points each is a dot that tells its value
 
 
@@ -40,7 +40,7 @@ def line_chart(title: str, series: Sequence[Series], y_label: str, zero: bool = 
     points = [point for one in series for point in one.points]
     if not points:
         return ""
-    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), 5, whole=True)
+    x_ticks = ticks(0, max(x for x, _ in points), 5, whole=True)
     levels = [y for _, y in points] + [one.chance for one in series if one.chance is not None] + ([0.0] if zero else [])
     y_ticks = ticks(min(levels), max(levels), 5)
     frame = _Frame((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]))
@@ -99,7 +99,7 @@ def _axes(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], y_l
     parts.append(f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 5}" text-anchor="middle">step</text>')
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     label = html.escape(y_label)
-    parts.append(f'<text transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{label}</text>')
+    parts.append(f'<text transform="translate(10 {middle}) rotate(-90)" text-anchor="middle">{label}</text>')
     return "".join(parts)
 
 

@@ -148,7 +148,7 @@ def _example(result: Result, example: Example) -> str:
     task = result.task
     right = set(task.relevant[example.query])
     entries = [
-        _candidate(task.candidates[i], f"{place}", f"{score:.2f}", i in right)
+        _candidate(task.candidates[i], f"{place}", f"{score:.3f}", i in right)
         for place, (i, score) in enumerate(example.found, 1)
     ]
     hit = any(i in right for i, _ in example.found)
