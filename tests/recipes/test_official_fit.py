@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import official_layout
 import pyarrow
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from official_layout import AbcReference, Vlm2VecReference, picture
 from pyarrow import parquet
 
+import zoo
+from zoo import catalog
+from zoo.commands.fit import run_lightning
 from zoo.loading import build_model
 
 
@@ -108,3 +113,29 @@ def fit(module: Any, datamodule: Any) -> set[str]:
 
 def _part(name: str) -> str:
     return next((part for part in ("visual", "language_model") if f".{part}." in name), name.partition(".")[0])
+
+
+def test_second_stage_of_abc_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`zoo fit` begins at the weights that `start` names: the base of the written model is the first stage, merged."""
+    AbcReference(tmp_path / "hub")
+    instructions(tmp_path)
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    for stem in ("abc-qwen2vl", "abc-qwen2vl-pretrain"):
+        raw = official_layout.tiny_recipe(stem)
+        raw["model"]["init_args"]["processor"]["init_args"]["tokenizer"] = str(
+            tmp_path / "hub/Qwen/Qwen2-VL-7B-Instruct/tokenizer.json"
+        )
+        source = {"class_path": "AbcInstructions", "init_args": {"folder": str(tmp_path), "images": str(tmp_path)}}
+        raw["data"]["init_args"] |= {"train": [source], "batch_size": 4, "num_workers": 0}
+        raw["trainer"] = {"accelerator": "cpu", "max_steps": 1, "logger": False, "enable_progress_bar": False}
+        (recipes / f"{stem}.yaml").write_text(yaml.safe_dump(raw), "utf-8")
+    monkeypatch.setattr(catalog, "_folders", lambda: iter([(recipes, "zoo")]))
+    monkeypatch.setenv("ZOO_WEIGHTS", str(tmp_path / "hub"))
+    assert (
+        run_lightning("fit", ["--config", str(recipes / "abc-qwen2vl.yaml"), "--run_dir", str(tmp_path / "run")]) == 0
+    )
+    first, second = zoo.load("abc-qwen2vl-pretrain"), zoo.load(f"path:{tmp_path / 'run'}")
+    texts = ["a dog", "a tree behind a house"]
+    np.testing.assert_allclose(second.encode(texts), first.encode(texts), atol=1e-5)
+    assert second.module.objective.parameter.item() == first.module.objective.parameter.item()  # type: ignore[union-attr]
