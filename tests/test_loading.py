@@ -420,14 +420,14 @@ def test_random_values_that_loading_overwrites_are_not_drawn(
     assert drawn == [False, False, True, True]  # two layers each
 
 
-PAYLOAD = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "canary"]}}
+PAYLOAD = {"class_path": "logging.FileHandler", "init_args": {"filename": "canary"}}  # making one writes a file
 
 
 @pytest.mark.parametrize(
     "place",
     ["", "processor", "objective", "optimizer", "scheduler", "text", "vision", "pooling", "head", "adapter"],
 )
-def test_recipes_of_bundles_start_no_programs(tmp_path: Path, monkeypatch: Any, place: str) -> None:
+def test_recipes_make_nothing_but_parts(tmp_path: Path, monkeypatch: Any, place: str) -> None:
     """A stranger's recipe may name any class there is, but only one of the right kind is made."""
     monkeypatch.chdir(tmp_path)
     model: dict[str, Any] = {
@@ -449,3 +449,12 @@ def test_recipes_of_bundles_start_no_programs(tmp_path: Path, monkeypatch: Any, 
     with contextlib.suppress(ZooError, TypeError, ValueError, AttributeError):
         zoo.load("bad", weights=False)
     assert not (tmp_path / "canary").exists()
+
+
+def test_what_takes_anything_makes_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    """A parameter typed Any gets what the recipe says, not an object of a class that the recipe names."""
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path, notes={"a": PAYLOAD, "b": [PAYLOAD]})
+    embedder = zoo.load("toy", weights=False)
+    assert not (tmp_path / "canary").exists()
+    assert "FileHandler" not in type(embedder.module.notes["a"]).__name__

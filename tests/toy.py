@@ -52,10 +52,13 @@ class ToyProcessor(Processor):
 
 
 class ToyEncoder(EmbeddingModule):
-    """One linear map; `tied` is the same tensor under a second name."""
+    """One linear map; `tied` is the same tensor under a second name. `notes` may be anything."""
 
-    def __init__(self, processor: ToyProcessor, width: int = 4, **training: Any) -> None:
+    def __init__(
+        self, processor: ToyProcessor, width: int = 4, notes: dict[str, Any] | None = None, **training: Any
+    ) -> None:
         super().__init__(processor=processor, **training)
+        self.notes = notes
         self.linear = nn.Linear(len(processor.known) + 5, width)
         self.tied = nn.Linear(len(processor.known) + 5, width)
         self.tied.weight = self.linear.weight
@@ -99,5 +102,5 @@ class ToyAdapted(ToyEncoder):
     """The toy on a backbone, which is frozen by `freeze`."""
 
     def __init__(self, processor: ToyProcessor, backbone: ToyBackbone, width: int = 4, **training: Any) -> None:
-        super().__init__(processor, width, **training)
+        super().__init__(processor, width=width, **training)
         self.backbone = backbone

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in one sentence: jsonargparse says it too, below every branch of every union."""
+"""How recipes are parsed, and what is wrong with one in a sentence: jsonargparse buries it below every union's branches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import re
 import sys
 from collections.abc import Iterable
 
+from jsonargparse import set_parsing_settings
+
 from zoo.errors import RecipeError, suggest
+
+# Without this a mapping {class_path, init_args} makes an object of ANY class where a parameter is typed Any, as in the
+# config fields of a backbone: a stranger's recipe could run what it likes. Holds for every parser of this process.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 _NOISE = re.compile(
     r"Does not validate against any|Subtypes: |Errors:|Given value|Expected a <class 'NoneType'>|Traceback|$"

@@ -94,3 +94,97 @@ def test_other_modes_become_rgb(mode: str) -> None:
     kind = "JPEG" if mode == "CMYK" else "PNG"
     picture = open_image(encoded(Image.new("RGB", (8, 8), "white").convert(mode), kind), "x")
     assert picture.mode == "RGB" and picture.getpixel((4, 4))[0] > 250
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (7, "a picture is a path, bytes or a PIL image, not int"),
+        (None, "not NoneType"),
+        ("https://example.org/a.png", "is an address; download it"),
+        ("data:image/png;base64,AAAA", "is an address"),
+        ("a\0b.png", "can't be read|does not exist"),
+        ("x" * 5000, "can't be read|does not exist"),
+        (Path(), "is a folder"),
+    ],
+)
+def test_what_is_no_file_is_refused_by_name(source: object, message: str) -> None:
+    with pytest.raises(SampleError, match=rf"^sample 3: .*({message})"):
+        open_image(source, "sample 3")
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(SampleError, match="9000x9000 pixels, more than 64000000"):
+        open_image(png_claiming(9_000, 9_000), "x")
+    with pytest.raises(SampleError, match="40x30 pixels, more than 1000"):
+        open_image(encoded(noise(40, 30)), "x", max_pixels=1000)
+
+
+def test_transparency_shows_the_background_and_edges_are_mixed() -> None:
+    picture = Image.new("RGBA", (4, 1), (0, 0, 0, 0))
+    picture.putpixel((1, 0), (0, 0, 0, 128))
+    picture.putpixel((2, 0), (10, 20, 30, 255))
+    opened = open_image(encoded(picture), "x", background=(200, 100, 0))
+    assert opened.getpixel((0, 0)) == (200, 100, 0)
+    assert opened.getpixel((1, 0)) == pytest.approx((100, 50, 0), abs=1)
+    assert opened.getpixel((2, 0)) == (10, 20, 30)
+
+
+def test_one_transparent_colour_becomes_white() -> None:
+    for mode, colour in (("RGB", (9, 9, 9)), ("L", 9), ("1", 0)):
+        data = encoded(Image.new(mode, (4, 4), colour), transparency=colour)
+        assert open_image(data, "x").getpixel((0, 0)) == (255, 255, 255), mode
+
+
+def test_a_picture_in_memory_is_not_changed() -> None:
+    plain, clear = noise(), Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert open_image(plain, "x") is plain
+    assert open_image(clear, "x").mode == "RGB" and clear.mode == "RGBA"
+    turned = noise(20, 10)
+    turned.getexif()[0x0112] = 8
+    assert open_image(turned, "x").size == (10, 20) and turned.size == (20, 10)
+
+
+@pytest.mark.parametrize(("turn", "corner"), [(1, 0), (2, 1), (3, 3), (4, 2), (5, 0), (6, 2), (7, 3), (8, 1)])
+def test_every_orientation_puts_the_right_corner_first(turn: int, corner: int) -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]
+    picture = Image.new("RGB", (2, 2))
+    for place, colour in enumerate(colours):
+        picture.putpixel((place % 2, place // 2), colour)
+    exif = picture.getexif()
+    exif[0x0112] = turn
+    assert open_image(encoded(picture, "PNG", exif=exif), "x").getpixel((0, 0)) == colours[corner]
+
+
+def test_floats_are_read_up_to_one_or_to_their_largest() -> None:
+    for top in (1.0, 80.0):
+        values = np.array([[0.0, top / 2, top, np.nan]], np.float32)
+        opened = open_image(encoded(Image.fromarray(values), "TIFF"), "x")
+        assert [opened.getpixel((x, 0))[0] for x in range(4)] == [0, 128, 255, 0]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_every_kind_of_animation_the_first_frame_is_taken(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert open_image(data, "x").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_damage_anywhere_is_an_error_that_names_the_sample_or_no_error() -> None:
+    rng = np.random.default_rng(0)
+    whole = [encoded(noise(), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+    refused = 0
+    for number in range(300):
+        data = bytearray(whole[number % len(whole)])
+        data[rng.integers(0, min(len(data), 80))] ^= int(rng.integers(1, 256))
+        try:
+            assert open_image(bytes(data), "sample 3", max_pixels=10**6).mode == "RGB"
+        except SampleError as error:
+            assert str(error).startswith("sample 3: image")
+            refused += 1
+    assert refused > 50

@@ -44,12 +44,15 @@ class ResumableCheckpoint(ModelCheckpoint):
     ) -> None:
         """Save when due; save in any case when the process was asked to end (Lightning stops after this hook)."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.received_sigterm and self._last_global_step_saved != trainer.global_step:
+        # inside an accumulation window the gradients so far would be lost; the checkpoint before it is exact
+        accumulating = trainer.fit_loop._should_accumulate()
+        if trainer.received_sigterm and not accumulating and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save before a validation, which may be long, so that ending it loses no training step."""
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        fitting = fitting and not trainer.fit_loop._should_accumulate()
         if fitting and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
