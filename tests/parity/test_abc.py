@@ -119,14 +119,14 @@ def test_second_stage_starts_where_the_first_ended(official: tuple[Path, AbcRefe
     raw = official_layout.tiny_recipe("abc-qwen2vl")
     raw["model"]["init_args"]["processor"]["init_args"]["tokenizer"] = first.processor.tokenizer
     second = build_model(raw["model"], "abc-qwen2vl").eval()
-    temperature = first.objective.parameter.item()
+    temperature = first.objective.temperature.parameter.item()
     start_from(second, first, "abc-qwen2vl-pretrain")
     torch.testing.assert_close(embed(second, plain), wanted, atol=1e-5, rtol=0)
     with_instruction, without = ([Item(images=(WIDE,), instruction=i)] for i in (LEFT, None))
     second.adapter.when = "always"
     torch.testing.assert_close(embed(second, without), embed(first, without), atol=1e-5, rtol=0)
     torch.testing.assert_close(embed(second, with_instruction), embed(first, with_instruction), atol=1e-5, rtol=0)
-    assert second.objective.parameter.item() == temperature
+    assert second.objective.temperature.parameter.item() == temperature
 
 
 def test_head_and_temperature_come_from_the_first_adapter(official: tuple[Path, AbcReference]) -> None:
@@ -176,7 +176,7 @@ def test_loss_is_the_official_one(official: tuple[Path, AbcReference], stem: str
     module.objective.double()
     candidates = torch.cat([vectors["target"], *([vectors["negatives"]] if negatives else [])])
     for temperature in (0.07, 0.031):
-        module.objective.parameter.data.fill_(temperature)
+        module.objective.temperature.parameter.data.fill_(temperature)
         scores = vectors["query"] @ candidates.T / temperature
         official_loss = F.cross_entropy(scores, torch.arange(4), label_smoothing=0.1)
         everything = encoded(batch, vectors)
@@ -194,10 +194,10 @@ def test_temperature_learns_without_a_logarithm(official: tuple[Path, AbcReferen
     module.objective.double()
     everything = encoded(batch, vectors)
     module.objective(everything, everything)["loss"].backward()
-    t = module.objective.parameter.detach().clone().requires_grad_()
+    t = module.objective.temperature.parameter.detach().clone().requires_grad_()
     scores = vectors["query"] @ torch.cat([vectors["target"], vectors["negatives"]]).T / t
     F.cross_entropy(scores, torch.arange(4), label_smoothing=0.1).backward()
-    torch.testing.assert_close(module.objective.parameter.grad, t.grad, atol=1e-8, rtol=0)
+    torch.testing.assert_close(module.objective.temperature.parameter.grad, t.grad, atol=1e-8, rtol=0)
 
 
 def test_what_each_stage_trains(official: tuple[Path, AbcReference]) -> None:

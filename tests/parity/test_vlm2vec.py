@@ -50,7 +50,7 @@ def checkpoints(root: Path) -> list[Checkpoint]:
 
 def fill(module: Any, state: dict[str, Tensor]) -> None:
     """Strictly, but for the temperature: it is fixed, so no release holds it."""
-    load_strictly(module, state, "official", {"objective.parameter"})
+    load_strictly(module, state, "official", {"objective.temperature.parameter"})
 
 
 def embed(module: Any, items: list[Item], view: str) -> Tensor:
@@ -143,8 +143,8 @@ def test_loss_is_the_official_one() -> None:
         weights=torch.ones(6, dtype=torch.float64),
         sample=rows,
     )
-    official = F.cross_entropy(query @ target.T / module.parameter.item(), rows)
-    assert module.parameter.item() == pytest.approx(0.02, rel=1e-7)  # fp32
+    official = F.cross_entropy(query @ target.T / module.temperature.parameter.item(), rows)
+    assert module.temperature.parameter.item() == pytest.approx(0.02, rel=1e-7)  # fp32
     assert module(everything, everything)["loss"].item() == pytest.approx(official.item(), abs=1e-8, rel=0)
     assert not any(parameter.requires_grad for parameter in module.parameters())
 

@@ -22,7 +22,7 @@ _SAVED = {  # names of the official model class -> ours
     "mlp_head.linear_layer1.bias": "head.up.bias",
     "mlp_head.linear_layer2.weight": "head.down.weight",
     "mlp_head.linear_layer2.bias": "head.down.bias",
-    "temperature.temp": "objective.parameter",
+    "temperature.temp": "objective.temperature.parameter",
 }
 
 

@@ -28,6 +28,9 @@ class Projection(nn.Linear, Head):
     def __init__(self, width: int, dim: int) -> None:
         super().__init__(width, dim, bias=False)
 
+    def forward(self, pooled: Tensor) -> Tensor:
+        return F.linear(pooled, self.weight)
+
 
 class ResidualMlp(nn.Module, Head):
     """x + W2 SELU(W1 x + b1) + b2, both maps starting as identity with zero bias (ABC, arXiv:2503.00329, official code).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from zoo.errors import RecipeError
@@ -34,3 +35,9 @@ def view(encoded: Encoded, name: str) -> Embedding:
     if name not in encoded.views:
         raise RecipeError(f"the objective needs the view '{name}'; the data gives {sorted(encoded.views)}")
     return encoded.views[name]
+
+
+def share(losses: Tensor, local: Encoded, everyone: Encoded, rows: str) -> Tensor:
+    """This rank's share of a loss: the weighted sum of its rows' losses (R,) over the number of samples of all ranks."""
+    weights = local.weights[torch.searchsorted(local.sample, local.owners[rows])]
+    return (losses * weights).sum() / len(everyone.sample)

@@ -1,0 +1,114 @@
+"""The processor of dual encoders: pixels for one tower, tokens for the other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.data.images import open_image
+from zoo.data.processors import dual_arrays
+from zoo.data.processors.collate import collate
+from zoo.data.processors.dual_arrays import Caption, DualArrays, Picture
+from zoo.data.source import Processor
+from zoo.errors import SampleError, ZooError
+from zoo.files import locate
+from zoo.types import Batch, Inputs, Item, Sample
+
+
+class DualProcessor(Processor):
+    """Samples to the inputs of a dual encoder (see `DualArrays.__call__` for names and shapes).
+
+    Args:
+        tokenizer: a tokenizer.json: a path, `packaged:FILE`, or `hf:ORG/REPO[@REVISION]:tokenizer.json`. Read at first use.
+        picture: resizing, cropping, normalisation; must fit the image tower.
+        caption: special tokens, length, padding; must fit the text tower.
+
+    Raises:
+        SampleError: an item can't be used (empty, unreadable picture, an instruction); names the sample.
+    """
+
+    def __init__(self, tokenizer: str, picture: Picture | None = None, caption: Caption | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.picture = picture or Picture()
+        self.caption = caption or Caption()
+        self._arrays: DualArrays | None = None
+
+    @property
+    def arrays(self) -> DualArrays:
+        """The numpy part, with the tokenizer read."""
+        if self._arrays is None:
+            from tokenizers import Tokenizer
+
+            path = locate(self.tokenizer)
+            try:
+                tokenizer = Tokenizer.from_file(str(path))
+                tokenizer.no_padding()
+                tokenizer.no_truncation()  # `DualArrays` cuts the text, not the closing token
+                self._arrays = DualArrays(tokenizer, self.picture, self.caption)
+            except Exception as error:  # the Rust reader raises bare Exception
+                raise ZooError(f"{path} can't be used as tokenizer: {error}") from error
+        return self._arrays
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        return collate(samples, self.encode_view)
+
+    def encode_view(self, view: str, items: Sequence[Item], names: Sequence[str]) -> Inputs:
+        """The items of one view -> tensors."""
+        images = [[open_image(image, name) for image in item.images] for item, name in zip(items, names, strict=True)]
+        try:
+            arrays = self.arrays([i.text for i in items], images, [i.instruction for i in items], False)
+        except ValueError as error:
+            raise SampleError(self._name_culprit(items, images, names) or str(error)) from error
+        return {key: torch.from_numpy(value) for key, value in arrays.items()}
+
+    def _name_culprit(self, items: Sequence[Item], images: list[Any], names: Sequence[str]) -> str:
+        for item, pictures, name in zip(items, images, names, strict=True):
+            try:
+                self.arrays([item.text], [pictures], [item.instruction], False)
+            except ValueError as error:
+                return f"{name}: {error}"
+        return ""
+
+    def split(self, inputs: Inputs, size: int) -> list[Inputs]:
+        """Cut into chunks of at most `size` rows; pictures and texts go with their rows."""
+        total = len(inputs["rows"])
+        return [narrow(inputs, start, min(start + size, total)) for start in range(0, total, size)]
+
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write the tokenizer into a bundle; returns the init arguments that the bundle's recipe must state instead."""
+        shutil.copyfile(locate(self.tokenizer), folder / "tokenizer.json")
+        return {"tokenizer": "bundle:tokenizer.json"}
+
+    def spec(self) -> dict[str, Any]:
+        """What `DualArrays` needs besides the tokenizer, as plain data, for a runtime without the zoo."""
+        return {"kind": "dual", "query_views": [], "picture": asdict(self.picture), "caption": asdict(self.caption)}
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        """Write what a runtime without the zoo needs beside the graphs; returns `spec` with the names of the files."""
+        tokenizer = self.arrays.tokenizer
+        assert tokenizer is not None
+        tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+        shutil.copyfile(dual_arrays.__file__, folder / "dual_arrays.py")
+        return {**self.spec(), "tokenizer": "tokenizer.json", "code": "dual_arrays.py"}
+
+
+_PARTS = {"image_rows": ("pixels",), "text_rows": ("input_ids", "attention_mask")}
+
+
+def narrow(inputs: Inputs, start: int, stop: int) -> Inputs:
+    """Rows `start` to `stop` of a view, with the pictures and texts that belong to them."""
+    part = {"rows": inputs["rows"][start:stop] - start}
+    for owner, names in _PARTS.items():
+        if owner not in inputs:
+            continue
+        bounds = torch.tensor([start, stop], device=inputs[owner].device)
+        first, last = torch.searchsorted(inputs[owner], bounds).tolist()
+        if first < last:
+            part |= {name: inputs[name][first:last] for name in names}
+            part[owner] = inputs[owner][first:last] - start
+    return part

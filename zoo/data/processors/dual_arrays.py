@@ -1,0 +1,169 @@
+"""Pixels and tokens of a dual encoder, in numpy.
+
+This file is the whole preparation of the model's input: training uses it through `DualProcessor`, and `zoo export` copies
+it, as it stands, beside the exported graphs. It therefore imports nothing but numpy, Pillow and tokenizers.
+
+Shapes: R rows, I pictures of all rows, T texts of all rows, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How a picture becomes pixels. Defaults: OpenAI's CLIP (resize the shorter side, crop the middle, its mean and std).
+
+    Args:
+        size: height and width in pixels.
+        resize: "shortest" = the shorter side to `size`, then the middle is cut out; "squash" = to `size` whatever the
+            aspect ratio (SigLIP); "longest" = the longer side to `size`, the rest filled with `fill`.
+        fill: colour of what "longest" leaves free.
+        interpolation: Pillow's filter.
+        mean, std: per channel, of values between 0 and 1.
+    """
+
+    size: int = 224
+    resize: Literal["shortest", "squash", "longest"] = "shortest"
+    fill: tuple[int, int, int] = (255, 255, 255)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+    def bytes_of(self, image: Image.Image) -> np.ndarray[Any, Any]:
+        """An RGB picture -> (size, size, 3) uint8."""
+        side, (width, height) = self.size, image.size
+        if self.resize == "squash":
+            return np.asarray(self._scaled(image, side, side))
+        if self.resize == "longest":
+            longest = max(width, height)
+            part = self._scaled(image, max(1, round(width * side / longest)), max(1, round(height * side / longest)))
+            page = Image.new("RGB", (side, side), self.fill)
+            page.paste(part, ((side - part.width) // 2, (side - part.height) // 2))
+            return np.asarray(page)
+        # torchvision's Resize cuts fractions off and its CenterCrop rounds; weights were trained with these very pixels
+        shorter = min(width, height)
+        scaled = self._scaled(image, int(side * width / shorter), int(side * height / shorter))
+        left, top = round((scaled.width - side) / 2), round((scaled.height - side) / 2)
+        return np.asarray(scaled.crop((left, top, left + side, top + side)))
+
+    def _scaled(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        return image if image.size == (width, height) else image.resize((width, height), _FILTERS[self.interpolation])
+
+    def pixels(self, images: Sequence[Image.Image]) -> np.ndarray[Any, Any]:
+        """RGB pictures -> (I, 3, size, size) float32, normalised."""
+        stacked: np.ndarray[Any, Any] = np.stack([self.bytes_of(image) for image in images]).transpose(0, 3, 1, 2)
+        mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (self.mean, self.std))
+        pixels: np.ndarray[Any, Any] = np.divide(stacked, np.float32(255), dtype=np.float32)
+        np.subtract(pixels, mean, out=pixels)
+        np.divide(pixels, std, out=pixels)
+        return pixels
+
+
+@dataclass(frozen=True)
+class Caption:
+    """How a text becomes tokens: `bos` + text + `eos`, shortened to fit, padded at the right.
+
+    Args:
+        max_length: most tokens, `bos` and `eos` among them.
+        padding: "longest" of the batch, or always "max_length" (towers without a mask, such as CLIP's and SigLIP's).
+        bos, eos, pad: tokens of the tokenizer; empty = none. `pad` must be one.
+        prompt: what surrounds the text, with the field `{text}`.
+        lower: lower-case before the tokenizer sees it.
+    """
+
+    max_length: int = 77
+    padding: Literal["longest", "max_length"] = "longest"
+    bos: str = ""
+    eos: str = ""
+    pad: str = "<|endoftext|>"
+    prompt: str = "{text}"
+    lower: bool = False
+
+
+@dataclass
+class DualArrays:
+    """Items to model inputs. Picklable, holds no weights. `shortened` counts texts that were cut.
+
+    Raises:
+        ValueError: the tokenizer lacks a special token; an item has an instruction, for which such a model has no place.
+    """
+
+    tokenizer: Tokenizer | None
+    picture: Picture | None = field(default_factory=Picture)
+    caption: Caption = field(default_factory=Caption)
+    shortened: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is None:
+            return
+        self.before, self.after = self._special(self.caption.bos), self._special(self.caption.eos)
+        (self.pad_id,) = self._special(self.caption.pad)
+
+    def _special(self, token: str) -> list[int]:
+        assert self.tokenizer is not None
+        number = self.tokenizer.token_to_id(token) if token else None
+        if token and number is None:
+            raise ValueError(f"the tokenizer has no token '{token}'")
+        return [] if number is None else [number]
+
+    def __call__(
+        self,
+        texts: Sequence[str | None],
+        images: Sequence[Sequence[Image.Image]],
+        instructions: Sequence[str | None],
+        query: bool,
+    ) -> Arrays:
+        """R items -> rows (R,); where there are pictures pixels (I, 3, H, W) and image_rows (I,); where there are texts
+        input_ids and attention_mask (T, L) and text_rows (T,).
+
+        `image_rows` and `text_rows` say to which row a picture or text belongs; a row's vector is made of all its parts.
+        """
+        if any(instructions):
+            raise ValueError("this model takes no instructions; leave the instruction out")
+        arrays: Arrays = {"rows": np.arange(len(texts))}
+        flat = [(r, image) for r, row in enumerate(images) for image in row]
+        if flat:
+            if self.picture is None:
+                raise ValueError("this model takes no pictures")
+            arrays["pixels"] = self.picture.pixels([image for _, image in flat])
+            arrays["image_rows"] = np.array([r for r, _ in flat], np.int64)
+        written = [(r, text) for r, text in enumerate(texts) if text is not None]
+        if written:
+            arrays |= self._pad([self._ids(text) for _, text in written])
+            arrays["text_rows"] = np.array([r for r, _ in written], np.int64)
+        return arrays
+
+    def _ids(self, text: str) -> list[int]:
+        if self.tokenizer is None:
+            raise ValueError("this model takes no text")
+        words = self.caption.prompt.format(text=text.lower() if self.caption.lower else text)
+        ids = list(self.tokenizer.encode(words, add_special_tokens=False).ids)
+        room = self.caption.max_length - len(self.before) - len(self.after)
+        if len(ids) > room:
+            self.shortened += 1
+        if not ids:
+            raise ValueError("no token is left of the text: the tokenizer knows none of its characters")
+        return [*self.before, *ids[:room], *self.after]
+
+    def _pad(self, rows: list[list[int]]) -> Arrays:
+        fixed = self.caption.padding == "max_length"
+        length = self.caption.max_length if fixed else max(len(ids) for ids in rows)
+        ids = np.full((len(rows), length), self.pad_id, np.int64)
+        mask = np.zeros((len(rows), length), np.int64)
+        for r, row in enumerate(rows):
+            ids[r, : len(row)] = row
+            mask[r, : len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask}

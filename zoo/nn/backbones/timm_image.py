@@ -1,0 +1,72 @@
+"""Image towers of timm, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import RecipeError, UnknownNameError
+from zoo.nn.towers import ImageTower, States
+
+
+class TimmImage(nn.Module, ImageTower):
+    """Any image model of timm without its classifier.
+
+    Tokens are those of `forward_features`: patches (and class tokens) of a transformer, cells of a convolution's last map.
+
+    Args:
+        name: as `timm.list_models()` gives it.
+        arguments: further arguments of the model, such as `img_size`, `patch_size`, `embed_dim`, `depth`.
+        patch_dropout: share of patches that a training step leaves out (FLIP, arXiv:2212.00794); transformers only.
+        pretrained: where fitting starts from: `timm` = timm's own weights for this name (its hub or cache), or a place as
+            in `hf:ORG/REPO[@REVISION]` or a folder with `model.safetensors` in timm's names. None = random weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: dict[str, Any] | None = None,
+        patch_dropout: float = 0.0,
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__()
+        import timm
+
+        if not timm.is_model(name):
+            raise UnknownNameError("timm model", name, timm.list_models(), "(timm.list_models() has them all)")
+        options = dict(arguments or {})
+        if patch_dropout:
+            options["patch_drop_rate"] = patch_dropout
+        try:
+            self.model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise RecipeError(f"timm's '{name}' can't be built with {options}: {error}") from error
+        self.name = name
+        self.width = int(self.model.num_features)  # type: ignore[arg-type]
+        self.pretrained = pretrained
+
+    def forward(self, pixels: Tensor) -> States:
+        """Pixels (R, 3, H, W) -> States."""
+        features = self.model.forward_features(pixels)  # type: ignore[operator]
+        pooled = self.model.forward_head(features, pre_logits=True)  # type: ignore[operator]
+        if features.ndim == 4:  # a map: (R, W, h, w), or (R, h, w, W) for models that work channels last
+            last = features.shape[-1] == self.width and features.shape[1] != self.width
+            features = features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
+        return States(pooled, features)
+
+    def load_pretrained(self) -> None:
+        """Read the weights named by `pretrained`. Raises WeightsError when they can't be had or don't fit."""
+        if self.pretrained is None:
+            return
+        from zoo.weights import fetch_folder, load_strictly, read_state
+
+        if self.pretrained == "timm":
+            import timm
+
+            with torch.random.fork_rng(devices=[]):
+                state = timm.create_model(self.name, pretrained=True, num_classes=0).state_dict()
+        else:
+            state = read_state(fetch_folder(self.pretrained))
+        load_strictly(self.model, state, self.pretrained)

@@ -1,0 +1,57 @@
+"""What a dual encoder needs of its two towers. R rows, L tokens, W width of the tower."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class States(NamedTuple):
+    """What a tower gives: pooled (R, W); tokens (R, L, W), before pooling; mask (R, L) with 1 for real ones, None = all."""
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor | None = None
+
+
+class ImageTower(Protocol):
+    """Pixels (R, 3, H, W), normalised as the tower expects -> States."""
+
+    width: int
+
+    def forward(self, pixels: Tensor) -> States:
+        """See the class."""
+        ...
+
+    if (
+        TYPE_CHECKING
+    ):  # jsonargparse takes a protocol that has `__call__` for a factory; modules are called all the same
+
+        def __call__(self, pixels: Tensor) -> States: ...
+
+
+class TextTower(Protocol):
+    """Token ids (R, L) and mask (R, L) with 1 for real tokens -> States."""
+
+    width: int
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> States:
+        """See the class."""
+        ...
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> States: ...
+
+
+class SharedPooling(Protocol):
+    """One part that pools the tokens (R, L, E) of either tower, mask (R, L) or None -> (R, E)."""
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """See the class."""
+        ...
+
+    if TYPE_CHECKING:
+
+        def __call__(self, tokens: Tensor, mask: Tensor | None) -> Tensor: ...

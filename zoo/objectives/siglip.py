@@ -1,0 +1,85 @@
+"""The sigmoid loss: every pair is a binary question of its own."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.objectives.contrastive import at_least_fp32, row_blocks
+from zoo.objectives.direction import Duplicates
+from zoo.objectives.match import Match
+from zoo.objectives.objective import Objective, share, view
+from zoo.objectives.temperature import Learn, Temperature
+from zoo.types import Encoded
+
+
+class SigLIP(nn.Module, Objective):
+    """Pairs that belong together say yes, all others no.
+
+    Formula:
+        L = -1/B sum_ij log sigmoid(y_ij (s x_i . y_j + b)), y_ij = 1 where they belong together, else -1
+        (arXiv:2303.15343, equation 2; official code big_vision: divided by the B of all ranks, not by B^2).
+
+    Inputs:
+        the views `query` and `target` (named by `views`), one row per sample or several.
+
+    Args:
+        temperature: start value; 0.1 is the paper's s = 10.
+        bias: start value; the paper's -10 suits batches of 32k. Small batches start better at log(1 / (B - 1)).
+        learn: as in `InfoNCE`; the bias is learned unless "no".
+        max_scale: None = no cap; released weights exceed CLIP's 100.
+        duplicates: what becomes of cells that are as right as the own one: "positive" (say yes, too), "mask" or "keep".
+        views: names of the two sides.
+
+    Use with: dual encoders, projectors. Relations: needs no softmax over the batch, so it is kinder to small batches.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        bias: float = -10.0,
+        learn: Learn = "log",
+        max_scale: float | None = None,
+        duplicates: Duplicates = "positive",
+        views: tuple[str, str] = ("query", "target"),
+    ) -> None:
+        super().__init__()
+        self.temperature = Temperature(temperature, learn, max_scale)
+        self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learn != "no")
+        self.duplicates = duplicates
+        self.query, self.target = views
+
+    def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
+        """See `Objective`. Besides `loss`: `temperature` and `bias`."""
+        scale = self.temperature()
+        losses = sigmoid_losses(local, everyone, self.query, self.target, scale, self.bias, self.duplicates)
+        loss = share(losses, local, everyone, self.query)
+        return {"loss": loss, "temperature": (1 / scale).detach(), "bias": self.bias.detach()}
+
+
+def sigmoid_losses(
+    local: Encoded,
+    everyone: Encoded,
+    rows: str,
+    columns: str,
+    scale: Tensor,
+    bias: Tensor,
+    duplicates: Duplicates = "positive",
+) -> Tensor:
+    """Sum over all columns of the binary losses of every row, (R,) fp32."""
+    match = Match(local, everyone, rows, columns)
+    left, right = at_least_fp32(view(local, rows).vector), at_least_fp32(view(everyone, columns).vector)
+
+    def block(part: slice) -> Tensor:
+        with torch.autocast(left.device.type, enabled=False):
+            logits = (left[part] * scale) @ right.T + bias
+            yes = match.own(part)
+            if duplicates == "keep" or match.distinct:
+                return F.softplus(torch.where(yes, -logits, logits)).sum(1)
+            same = match.same(part)
+            if duplicates == "positive":
+                return F.softplus(torch.where(same, -logits, logits)).sum(1)
+            return F.softplus(torch.where(yes, -logits, logits)).masked_fill(same & ~yes, 0.0).sum(1)
+
+    return row_blocks(block, len(left), len(right))
