@@ -10,8 +10,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from zoo.distributed import group_of
+from zoo.errors import RecipeError
 from zoo.module import EmbeddingModule
 from zoo.objectives.infonce import InfoNCE
+from zoo.objectives.siglip import SigLIP
 from zoo.types import Batch, Embedding, Inputs
 
 WIDTH = 6
@@ -20,8 +23,9 @@ WIDTH = 6
 class Towers(EmbeddingModule):
     """One linear layer; a learned temperature."""
 
-    def __init__(self) -> None:
-        super().__init__(processor=None, objective=InfoNCE(0.1, learn="linear", symmetric=True))
+    def __init__(self, objective: str = "infonce", gather_group: int | None = None) -> None:
+        chosen = InfoNCE(0.1, learn="linear", symmetric=True) if objective == "infonce" else SigLIP(0.1, -2.0)
+        super().__init__(processor=None, objective=chosen, gather_group=gather_group)
         torch.manual_seed(0)
         self.layer = nn.Linear(WIDTH, 4, dtype=torch.float64)
 
@@ -65,16 +69,14 @@ def gradients(module: Towers, shares: list[tuple[int, int]], rank: int) -> tuple
     local = module._encoded(batch(*shares[rank]))
     everyone = module._gathered(local)
     loss = module.objective(local, everyone)["loss"]
-    (loss * len(shares)).backward()
+    (loss * module._group_size).backward()
     return loss.detach(), torch.cat([p.grad.flatten().double() for p in module.parameters()])
 
 
-def worker(rank: int, shares: list[tuple[int, int]], folder: Path) -> None:
+def worker(rank: int, shares: list[tuple[int, int]], folder: Path, objective: str, group: int | None) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(shares))
-    module = Towers()
-    module._fabric = None
-    type(module).global_rank = property(lambda self: dist.get_rank())
+    module = Towers(objective, group)
     loss, gradient = gradients(module, shares, rank)
     dist.all_reduce(loss)
     dist.all_reduce(gradient)
@@ -83,11 +85,38 @@ def worker(rank: int, shares: list[tuple[int, int]], folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def spawned(shares: list[tuple[int, int]], folder: Path, objective: str, group: int | None = None) -> dict:
+    mp.spawn(worker, args=(shares, folder, objective, group), nprocs=len(shares))
+    return torch.load(folder / "result.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("objective", ["infonce", "siglip"])
 @pytest.mark.parametrize("shares", [[(0, 5), (5, 10)], [(0, 7), (7, 10)]], ids=["equal", "unequal"])
-def test_two_processes_equal_one(shares: list[tuple[int, int]], tmp_path: Path) -> None:
-    mp.spawn(worker, args=(shares, tmp_path), nprocs=2)
-    result = torch.load(tmp_path / "result.pt", weights_only=True)
-    loss, gradient = gradients(Towers(), [(0, 10)], 0)
+def test_two_processes_equal_one(shares: list[tuple[int, int]], objective: str, tmp_path: Path) -> None:
+    result = spawned(shares, tmp_path, objective)
+    loss, gradient = gradients(Towers(objective), [(0, 10)], 0)
     assert result["loss"].item() == pytest.approx(loss.item(), rel=1e-6)
     torch.testing.assert_close(result["gradient"], gradient, rtol=1e-5, atol=1e-7)
     assert gradient.abs().max() > 1e-3
+
+
+FOUR = [(0, 3), (3, 6), (6, 8), (8, 10)]
+
+
+def test_four_processes_equal_one(tmp_path: Path) -> None:
+    result = spawned(FOUR, tmp_path, "infonce")
+    loss, gradient = gradients(Towers(), [(0, 10)], 0)
+    assert result["loss"].item() == pytest.approx(loss.item(), rel=1e-6)
+    torch.testing.assert_close(result["gradient"], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_groups_are_the_mean_of_their_own_batches(tmp_path: Path) -> None:
+    result = spawned(FOUR, tmp_path, "infonce", group=2)
+    first, second = (gradients(Towers(), [half], 0) for half in ((0, 6), (6, 10)))
+    assert result["loss"].item() / 2 == pytest.approx((first[0] + second[0]).item() / 2, rel=1e-6)
+    torch.testing.assert_close(result["gradient"], (first[1] + second[1]) / 2, rtol=1e-5, atol=1e-7)
+
+
+def test_groups_that_do_not_divide_the_processes_are_refused() -> None:
+    with pytest.raises(RecipeError, match="groups of 3"):
+        group_of(3)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from zoo.errors import RecipeError
 
 
 def world_size() -> int:
@@ -14,39 +17,59 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
-    """Rows (R, ...) of every rank, in the order of the ranks. `counts` holds R of every rank (`row_counts`).
+@cache
+def group_of(size: int) -> Any:
+    """The process group of this rank when all ranks are divided into groups of `size` neighbours; None = all of them.
 
-    The gradient of a row is the sum over all ranks of what they made of it.
+    Every rank must ask for it. Raises RecipeError if the ranks can't be divided so.
     """
-    return _GatherRows.apply(rows, counts) if world_size() > 1 else rows
+    world = world_size()
+    if size < 1 or world % size:
+        raise RecipeError(f"{world} processes can't be divided into groups of {size}")
+    if size == world:
+        return None
+    groups = [dist.new_group(list(range(start, start + size))) for start in range(0, world, size)]
+    return groups[dist.get_rank() // size]
 
 
-def row_counts(rows: int, device: torch.device) -> list[int]:
-    """Number of rows on every rank."""
+def rank_in(group: Any) -> int:
+    """The number of this process in its group."""
+    return int(dist.get_rank(group))
+
+
+def gather_rows(rows: Tensor, counts: list[int], group: Any = None) -> Tensor:
+    """Rows (R, ...) of every rank of the group, in the order of the ranks. `counts` holds R of every rank (`row_counts`).
+
+    The gradient of a row is the sum over these ranks of what they made of it.
+    """
+    return _GatherRows.apply(rows, counts, group) if len(counts) > 1 else rows
+
+
+def row_counts(rows: int, device: torch.device, group: Any = None) -> list[int]:
+    """Number of rows on every rank of the group."""
     if world_size() == 1:
         return [rows]
-    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([rows], device=device))
+    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, torch.tensor([rows], device=device), group=group)
     return [int(count) for count in counts]
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
-        ctx.start = sum(counts[: dist.get_rank()])
-        ctx.rows = len(rows)
+    def forward(ctx: Any, rows: Tensor, counts: list[int], group: Any) -> Tensor:
+        ctx.start = sum(counts[: rank_in(group)])
+        ctx.rows, ctx.group = len(rows), group
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
+        dist.all_gather(parts, padded, group=group)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total[ctx.start : ctx.start + ctx.rows], None
+        dist.all_reduce(total, group=ctx.group)
+        return total[ctx.start : ctx.start + ctx.rows], None, None
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from zoo.data.source import Processor
-from zoo.distributed import gather_rows, row_counts, world_size
+from zoo.distributed import gather_rows, group_of, rank_in, row_counts, world_size
 from zoo.errors import NonFiniteError, RecipeError
 from zoo.objectives.objective import Objective
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs
@@ -34,6 +34,9 @@ class EmbeddingModule(LightningModule):
         scheduler: stepped after every optimizer step; None = constant.
         chunk_size: encode this many rows at a time and recompute them in the backward pass (GradCache, arXiv:2101.06983):
             the gradient of the whole batch for the memory of one chunk. None = all at once.
+        gather_group: ranks that share their rows with one another; the loss is the mean over such groups, and each one's
+            batch is its own (grouped aggregation, M2-Encoder, arXiv:2401.15896: less to send and fewer negatives). None =
+            all ranks are one group, which is the loss of the joined batch.
         freeze: regular expressions; parameters whose name matches one of them (from its start) are not trained.
     """
 
@@ -44,6 +47,7 @@ class EmbeddingModule(LightningModule):
         optimizer: OptimizerCallable = adamw,
         scheduler: LRSchedulerCallable | None = None,
         chunk_size: int | None = None,
+        gather_group: int | None = None,
         freeze: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -52,6 +56,7 @@ class EmbeddingModule(LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.chunk_size = chunk_size
+        self.gather_group = gather_group
         self.freeze_patterns = tuple(freeze)
 
     # ---- what an architecture writes ----------------------------------------------------------------------------
@@ -102,10 +107,11 @@ class EmbeddingModule(LightningModule):
             )
         size = len(batch.ids)
         for name, value in losses.items():
-            reduce = "sum" if name == "loss" else "mean"
-            self.log(f"train/{name}", value, prog_bar=name == "loss", sync_dist=True, reduce_fx=reduce, batch_size=size)
-        # ranks hold shares of one loss; data-parallel training averages their gradients, so the mean is undone here
-        return loss * world_size()
+            # ranks hold shares of their group's loss
+            value = value * self._group_size if name == "loss" else value
+            self.log(f"train/{name}", value, prog_bar=name == "loss", sync_dist=True, batch_size=size)
+        # data-parallel training averages the gradients of all ranks: a group's shares must add up all the same
+        return loss * self._group_size
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Stop before a gradient that is not finite reaches the weights."""
@@ -165,23 +171,27 @@ class EmbeddingModule(LightningModule):
             sample=torch.arange(len(batch.ids), device=batch.labels.device),
         )
 
+    @property
+    def _group_size(self) -> int:
+        return self.gather_group or world_size()
+
     def _gathered(self, local: Encoded) -> Encoded:
-        """Rows of all ranks; renumbers the owners of `local` in place so that both agree."""
+        """Rows of all ranks of the group; renumbers the owners of `local` in place so that both agree."""
         if world_size() == 1:
             return local
-        device = local.labels.device
-        samples = row_counts(len(local.sample), device)
-        start = sum(samples[: self.global_rank])
+        device, group = local.labels.device, group_of(self._group_size)
+        samples = row_counts(len(local.sample), device, group)
+        start = sum(samples[: rank_in(group)])
         local.sample = local.sample + start
         local.owners = {name: owner + start for name, owner in local.owners.items()}
-        counts = {name: row_counts(len(owner), device) for name, owner in local.owners.items()}
+        counts = {name: row_counts(len(owner), device, group) for name, owner in local.owners.items()}
         return Encoded(
-            views={name: _gather_embedding(e, counts[name]) for name, e in local.views.items()},
-            owners={name: gather_rows(o, counts[name]) for name, o in local.owners.items()},
-            keys={name: gather_rows(k, counts[name]) for name, k in local.keys.items()},
-            labels=gather_rows(local.labels, samples),
-            weights=gather_rows(local.weights, samples),
-            sample=gather_rows(local.sample, samples),
+            views={name: _gather_embedding(e, counts[name], group) for name, e in local.views.items()},
+            owners={name: gather_rows(o, counts[name], group) for name, o in local.owners.items()},
+            keys={name: gather_rows(k, counts[name], group) for name, k in local.keys.items()},
+            labels=gather_rows(local.labels, samples, group),
+            weights=gather_rows(local.weights, samples, group),
+            sample=gather_rows(local.sample, samples, group),
         )
 
 
@@ -204,8 +214,8 @@ def _joined(chunks: Sequence[Embedding]) -> Embedding:
     return _fields(chunks, torch.cat)
 
 
-def _gather_embedding(embedding: Embedding, counts: list[int]) -> Embedding:
-    return _fields([embedding], lambda column: gather_rows(column[0], counts))
+def _gather_embedding(embedding: Embedding, counts: list[int], group: Any) -> Embedding:
+    return _fields([embedding], lambda column: gather_rows(column[0], counts, group))
 
 
 def _named(ids: Sequence[str], most: int = 8) -> str:

@@ -82,6 +82,7 @@ class Embedder:
         self._providers = list(providers)
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._arrays = _arrays(self.folder, self.manifest["processor"])
+        self._compose = {"vlm": self._of_language_model, "dual": self._of_towers}[self.manifest["processor"]["kind"]]
 
     def encode_query(self, items: Any, **options: Any) -> np.ndarray[Any, Any]:
         """`encode` with the prompt of queries."""
@@ -146,9 +147,19 @@ class Embedder:
             for item, row in zip(items, rows, strict=True):
                 self._embed([item], [row], side)  # finds the culprit
             raise
-        arrays["image_features"] = self._image_features(arrays)
-        vectors: np.ndarray[Any, Any] = self._run("language", arrays)
-        return vectors
+        return self._compose(arrays)
+
+    def _of_language_model(self, arrays: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        """Pictures become features, and a language model reads them with the text."""
+        return self._run("language", arrays | {"image_features": self._image_features(arrays)})
+
+    def _of_towers(self, arrays: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        """The unit vectors of an item's pictures and texts are added up and normalised."""
+        total = np.zeros((len(arrays["rows"]), self.dim), np.float32)
+        for graph, owner in (("image", "image_rows"), ("text", "text_rows")):
+            if owner in arrays:
+                np.add.at(total, arrays[owner], self._run(graph, arrays))
+        return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
     def _image_features(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         if "patches" not in arrays:  # text only: one row that no token asks for
@@ -195,8 +206,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _arrays(folder: Path, spec: Mapping[str, Any]) -> Any:
-    """Prompt, patches and positions, by the code that the model was trained with; it lies in the folder."""
+    """What turns items into inputs: the code that the model was trained with; it lies in the folder."""
     code = _module(folder / spec["code"])
+    if spec["kind"] == "dual":
+        tokenizer = Tokenizer.from_file(str(folder / spec["tokenizer"])) if spec["tokenizer"] else None
+        return code.DualArrays(tokenizer, code.Picture(**spec["picture"]), code.Caption(**spec["caption"]))
     settings = {key: spec[key] for key in ("position_mode", "padding_side", "max_length", "pad_token")}
     return code.VlmArrays(
         Tokenizer.from_file(str(folder / spec["tokenizer"])),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from zoo.bundle import write_bundle
 from zoo.callbacks.checkpointing import BestCheckpoint, ResumableCheckpoint
 from zoo.callbacks.evaluation import RetrievalEvaluation
 from zoo.callbacks.history import History
+from zoo.callbacks.progress import FitProgress
 from zoo.callbacks.report import Report
 from zoo.catalog import with_recipe_files
 from zoo.module import EmbeddingModule
@@ -52,6 +54,8 @@ class ZooCLI(LightningCLI):
         if settings.config:
             self.recipe = Path(str(settings.config[0]))
         run_dir = Path(settings.run_dir or Path("runs") / self.recipe.stem)
+        if self.subcommand in ("validate", "test"):
+            settings.verbose = False  # Lightning's own table of results beside ours
         settings.run_dir = settings.trainer.default_root_dir = settings.report.dirpath = str(run_dir)
         settings.report.name = self.recipe.stem
         settings.checkpoint.dirpath = settings.best.dirpath = str(run_dir / "checkpoints")
@@ -62,6 +66,11 @@ class ZooCLI(LightningCLI):
                 {"class_path": "CSVLogger", "init_args": {"save_dir": str(run_dir), "name": "logs"}},
                 {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(run_dir), "name": "tensorboard"}},
             ]
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        """With one progress bar for the whole fit, unless bars are switched off."""
+        bar = config.get("enable_progress_bar")
+        return super()._instantiate_trainer(config, callbacks if bar is False else [*callbacks, FitProgress()])
 
     def before_fit(self) -> None:
         """Take the weights of `start`, its adapters merged; a checkpoint that is resumed holds them already."""
@@ -96,7 +105,7 @@ class ZooCLI(LightningCLI):
             self.model.load_state_dict(state)
         run_dir = Path(self.config["fit"].run_dir)
         if self.datamodule is not None and self.datamodule.tasks("test"):
-            self.trainer.test(self.model, datamodule=self.datamodule)
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self.trainer.is_global_zero:
             folder = write_bundle(self.model, self.recipe, run_dir / "bundle")
             print(f'\nuse it:    zoo search path:{folder} "a person swimming" --in emoji')
@@ -108,6 +117,10 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # our loaders resume by themselves (HomogeneousBatches); Lightning knows only of loaders with a state
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # that is how it is called here
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda line: "litlogger" not in line.getMessage())
     argv = with_recipe_files(argv)
     quiet = {"exit_on_error": False}  # a wrong key becomes one sentence (zoo.parsing) instead of a page of usage
     ZooCLI(
