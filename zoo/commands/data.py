@@ -1,12 +1,15 @@
-"""Look at the packaged data.
+"""Look at the packaged data, and write data of your own as tar shards.
 
 zoo data show emoji                                  counts, and a contact sheet of the test split
 zoo data show emoji --split train --out sheet.png    the same for another split, into another file
+zoo data shard photos/ --out shards/                 pictures with captions -> tar shards (WebDataset layout)
+zoo data shard 'cc3m/*.parquet' --out shards/ --image-size 256
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from math import comb
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from zoo.types import RetrievalTask
 
 Rows = list[Sequence[object]]
+EXIT_SOME_BAD = 3  # as of `zoo embed`
+NAMED = 5  # records that are named one by one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--out", type=Path, metavar="FILE", help="the contact sheet (default: NAME-SPLIT.png)")
     show.add_argument("--count", type=int, default=48, metavar="N", help="emoji on the contact sheet; 0: no sheet")
     show.set_defaults(action=_show)
+    shard = actions.add_parser("shard", help="write pictures with captions as tar shards; a stopped run goes on")
+    shard.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a folder of pictures, .parquet or .tar files, the folder of a saved Hugging Face data set, emoji[:SPLIT]",
+    )
+    shard.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the shards")
+    shard.add_argument("--size-mb", type=int, default=256, metavar="N", help="of a shard (default: 256)")
+    shard.add_argument("--image-size", type=int, metavar="N", help="shrink pictures to a shorter side of N pixels")
+    shard.add_argument(
+        "--captions", choices=("file", "folder"), default="file", help="of a folder: text files, or names of folders"
+    )
+    shard.add_argument("--image", default="image", metavar="COLUMN", help="of a table (default: image)")
+    shard.add_argument(
+        "--caption", default="", metavar="NAME", help="column of a table (caption), or txt or json.FIELD of tar shards"
+    )
+    shard.add_argument("--image-id", default="", metavar="NAME", help="what names a picture that several records show")
+    shard.set_defaults(action=_shard)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +67,36 @@ def _show(args: argparse.Namespace) -> int:
     if args.name not in _SHOW:
         raise UnknownNameError("data set", args.name, _SHOW, f"Known: {', '.join(_SHOW)}.")
     return _SHOW[args.name](args)
+
+
+def _shard(args: argparse.Namespace) -> int:
+    from zoo.data.shard_inputs import open_records
+    from zoo.data.shards import MANIFEST, write_shards
+    from zoo.progress import counting
+
+    fields = {"captions": args.captions, "image": args.image, "caption": args.caption, "image_id": args.image_id}
+    sources = [open_records(place, **fields) for place in args.sources]
+    total = sum(map(len, sources))
+    with counting(total, "records", show=sys.stderr.isatty()) as progress:
+        written = write_shards(
+            sources,
+            args.out,
+            shard_bytes=args.size_mb << 20,
+            image_size=args.image_size,
+            options={"from": args.sources, **fields},
+            progress=progress,
+        )
+    if written.before:
+        print(f"{written.before:,} of {len(written.shards):,} shards were there before")
+    size = sum(shard.bytes for shard in written.shards)
+    print(
+        f"{written.records:,} of {total:,} records in {len(written.shards):,} shards, {size / 1e6:,.1f} MB: {args.out}"
+    )
+    if not written.left_out:
+        return 0
+    print(f"{len(written.left_out):,} records could not be used ({args.out / MANIFEST} names them all):")
+    print("\n".join(f"  {message}" for message in written.left_out[:NAMED]))
+    return EXIT_SOME_BAD
 
 
 def _show_emoji(args: argparse.Namespace) -> int:

@@ -1,0 +1,180 @@
+"""Pictures with captions, from wherever they are stored, as samples: what all sources of such pairs have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from zoo.data.captions import CaptionFilter, CaptionRules
+from zoo.data.left_out import LeftOut
+from zoo.errors import RecipeError, SampleError, UnknownNameError
+from zoo.types import ImageSource, Item, Sample
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A picture and its captions, before anything is drawn.
+
+    id: for messages; image: a path or encoded bytes; captions: at least one, none empty;
+    image_id: names the picture where several records show it; "" = its content tells.
+    """
+
+    id: str
+    image: ImageSource
+    captions: tuple[str, ...]
+    image_id: str = ""
+
+
+class RecordSource(Protocol):
+    """Something that holds records, such as the sources of pairs."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def record(self, index: int) -> Record:
+        """Record `index`. SampleError if it can't be used."""
+        ...
+
+
+class PairDrawer:
+    """Records -> samples of two views, a picture and a text.
+
+    Args:
+        source: name of the source.
+        views: of the picture and of the text.
+        captions: how many are drawn. 1 = the text view is one item; more = it is a tuple of so many, different ones as
+            far as the record has them.
+        instructions: view -> instruction of its items.
+    """
+
+    def __init__(
+        self, source: str, views: tuple[str, str], captions: int = 1, instructions: Mapping[str, str] | None = None
+    ) -> None:
+        if len(views) != 2 or views[0] == views[1]:
+            raise RecipeError(f"source '{source}': `views` are two names, of the picture and of the text, not {views}")
+        if captions < 1:
+            raise RecipeError(f"source '{source}': `captions` is {captions}; it is at least 1")
+        for view in instructions or {}:
+            if view not in views:
+                raise UnknownNameError("view in instructions:", view, views, f"(there are {' and '.join(views)})")
+        self.source, self.views, self.captions = source, tuple(views), captions
+        self.instructions = dict(instructions or {})
+        self.rules: CaptionRules | None = None
+
+    def sample(self, record: Record, rng: random.Random) -> Sample:
+        """One draw. Equal pictures share label and key, whatever augmentation does to them."""
+        picture, text = self.views
+        captions = self.rules.kept(record.captions) if self.rules else record.captions
+        if not captions:
+            raise SampleError(f"{record.id}: the caption filter leaves no caption")
+        texts = tuple(Item(text=one, instruction=self.instructions.get(text)) for one in self._drawn(captions, rng))
+        identity = self.identity(record)
+        views: dict[str, Item | tuple[Item, ...]] = {
+            picture: Item(images=(record.image,), instruction=self.instructions.get(picture), key=identity),
+            text: texts[0] if self.captions == 1 else texts,
+        }
+        ordered = dict(sorted(views.items()))  # query before target, as other sources have it, whichever is the picture
+        return Sample(record.id, ordered, label=label(identity), source=self.source)
+
+    def identity(self, record: Record) -> str:
+        """Equal for records of one picture."""
+        if record.image_id:
+            return f"{self.source}/{record.image_id}"
+        image = record.image
+        return hashlib.blake2b(image, digest_size=16).hexdigest() if isinstance(image, bytes) else str(image)
+
+    def _drawn(self, captions: Sequence[str], rng: random.Random) -> list[str]:
+        if self.captions == 1:
+            return [rng.choice(captions)]
+        once = rng.sample(captions, min(self.captions, len(captions)))
+        return once + rng.choices(captions, k=self.captions - len(once))
+
+    def choose(
+        self,
+        wanted: CaptionFilter | None,
+        count: int,
+        captions: Callable[[], Iterable[Sequence[str]]],
+        name: Callable[[int], str],
+        left_out: LeftOut,
+    ) -> Rows:
+        """Numbers of the records that keep a caption; the rules hold for what is drawn from now on.
+
+        Args:
+            wanted: the rules; None = all records stay.
+            count: of records.
+            captions: gives those of each record, none for one without; called twice.
+            name: of a record, for messages.
+            left_out: what is dropped is noted here.
+        """
+        if wanted is None:
+            return np.arange(count, dtype=np.int64)
+        self.rules = wanted.fit(captions())
+        kept = []
+        for number, several in enumerate(captions()):
+            reasons = [self.rules.reason(text) for text in several]
+            for text, reason in zip(several, reasons, strict=True):
+                if reason:
+                    left_out.note(reason, repr(text[:60]))
+            if "" in reasons:
+                kept.append(number)
+            else:
+                left_out.note("records of which no caption is left", name(number))
+        return np.array(kept, np.int64)
+
+
+def label(identity: str) -> int:
+    """A number from 0 to 2**63 - 1 that is equal for equal identities, on every machine."""
+    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def read_captions(value: object, where: str) -> tuple[str, ...]:
+    """A text, or a list of texts, stripped; empty ones of a list are left out.
+
+    Raises:
+        SampleError: nothing left, or no valid text.
+    """
+    several = value if isinstance(value, list | tuple) else [value]
+    texts = []
+    for one in several:
+        if not isinstance(one, str | None):
+            raise SampleError(f"{where}: the caption is a {type(one).__name__}, not a text or a list of texts")
+        if one and one.strip():
+            texts.append(_encodable(one.strip(), where))
+    if not texts:
+        raise SampleError(f"{where}: the caption is empty")
+    return tuple(texts)
+
+
+def _encodable(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
+        raise SampleError(f"{where}: the caption is no valid Unicode: {error.reason}") from error
+    return text
+
+
+def read_picture(value: object, folder: Path, where: str) -> ImageSource:
+    """A picture from a table: bytes, a path below `folder`, or a mapping of `bytes` and `path` as Hugging Face writes it.
+
+    Raises:
+        SampleError: nothing there.
+    """
+    if isinstance(value, Mapping):
+        content = value.get("bytes")
+        value = value.get("path") if content is None else content
+    if isinstance(value, bytes):
+        if not value:
+            raise SampleError(f"{where}: the picture is empty (0 bytes)")
+        return value
+    if isinstance(value, str) and value:
+        return value if "://" in value else folder / value  # an address is refused where pictures are opened
+    raise SampleError(f"{where}: there is no picture")

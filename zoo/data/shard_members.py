@@ -1,0 +1,63 @@
+"""The files that a record becomes in a tar shard."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from zoo.data.images import open_image
+from zoo.data.pairs import Record
+from zoo.errors import SampleError
+
+QUALITY = 92
+"""Of pictures that are shrunk, as JPEG (ours)."""
+
+_KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # formats whose bytes go into a shard as they are
+
+
+def members_of(record: Record, image_size: int | None = None) -> dict[str, bytes]:
+    """Ending -> content: the picture (see `write_shards`), its first caption, and all captions with the record's names.
+
+    Raises:
+        SampleError: the picture can't be read or decoded.
+    """
+    ending, picture = _picture(record, image_size)
+    about: dict[str, Any] = {"captions": record.captions, "id": record.id}
+    if record.image_id:
+        about["image_id"] = record.image_id
+    text = json.dumps(about, ensure_ascii=False, sort_keys=True)
+    return {ending: picture, "txt": record.captions[0].encode(), "json": text.encode("utf-8", "replace")}
+
+
+def _picture(record: Record, image_size: int | None) -> tuple[str, bytes]:
+    content = _content(record)
+    opened = open_image(content, record.id)
+    shorter = min(opened.size)
+    if image_size is not None and shorter > image_size:
+        width, height = (max(1, round(side * image_size / shorter)) for side in opened.size)
+        return "jpg", _encoded(opened.resize((width, height), Image.Resampling.LANCZOS), "JPEG", quality=QUALITY)
+    with Image.open(io.BytesIO(content)) as header:
+        kind = _KEPT.get(header.format or "")
+    return (kind, content) if kind else ("png", _encoded(opened, "PNG"))
+
+
+def _content(record: Record) -> bytes:
+    if isinstance(record.image, bytes):
+        return record.image
+    if not isinstance(record.image, str | Path):
+        raise SampleError(f"{record.id}: a {type(record.image).__name__} is neither a path nor encoded bytes")
+    try:
+        return Path(record.image).read_bytes()
+    except OSError as error:
+        raise SampleError(f"{record.id}: image {record.image} can't be read: {error.strerror or error}") from error
+
+
+def _encoded(picture: Image.Image, kind: str, **settings: Any) -> bytes:
+    stream = io.BytesIO()
+    picture.info.clear()
+    picture.save(stream, kind, **settings)
+    return stream.getvalue()
