@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.data.source import Processor
@@ -37,7 +38,8 @@ class EmbeddingModule(LightningModule):
         gather_group: ranks that share their rows with one another; the loss is the mean over such groups, and each one's
             batch is its own (grouped aggregation, M2-Encoder, arXiv:2401.15896: less to send and fewer negatives). None =
             all ranks are one group, which is the loss of the joined batch.
-        freeze: regular expressions; parameters whose name matches one of them (from its start) are not trained.
+        freeze: regular expressions; parameters whose name matches one of them (from its start) are not trained, and parts
+            that have no other parameters stay in evaluation mode.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class EmbeddingModule(LightningModule):
         self.chunk_size = chunk_size
         self.gather_group = gather_group
         self.freeze_patterns = tuple(freeze)
+        self._frozen_parts: list[nn.Module] = []
 
     # ---- what an architecture writes ----------------------------------------------------------------------------
 
@@ -78,9 +81,8 @@ class EmbeddingModule(LightningModule):
         if self.objective is None:
             raise RecipeError(f"{type(self).__name__} has no objective; fitting needs one (model.init_args.objective)")
         for part in self.modules():
-            load = getattr(part, "load_pretrained", None)
-            if callable(load):
-                load()
+            if getattr(part, "pretrained", None) is not None:  # timm's models have a `load_pretrained` of their own
+                part.load_pretrained()  # type: ignore[operator]
         self.apply_freeze()
 
     def apply_freeze(self) -> None:
@@ -92,6 +94,22 @@ class EmbeddingModule(LightningModule):
                 raise RecipeError(f"freeze pattern '{pattern}' matches no parameter; there are e.g. {list(names)[:6]}")
             for name in hits:
                 names[name].requires_grad_(False)
+        self._frozen_parts = [part for prefix, part in self.named_modules() if prefix and self._freezes(prefix, part)]
+        self.train(self.training)
+
+    def _freezes(self, prefix: str, part: nn.Module) -> bool:
+        """Whether `freeze` names all parameters of a part that has some."""
+        names = [f"{prefix}.{name}" for name, _ in part.named_parameters()]
+        return bool(names) and all(any(re.match(p, name) for p in self.freeze_patterns) for name in names)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, but parts that `freeze` names stay in evaluation mode: a locked tower (LiT, arXiv:2111.07991)
+        must not drop anything out nor go on averaging batch statistics.
+        """
+        super().train(mode)
+        for part in self._frozen_parts:
+            part.eval()
+        return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Encode all views, gather over ranks, ask the objective."""
@@ -215,7 +233,17 @@ def _joined(chunks: Sequence[Embedding]) -> Embedding:
 
 
 def _gather_embedding(embedding: Embedding, counts: list[int], group: Any) -> Embedding:
-    return _fields([embedding], lambda column: gather_rows(column[0], counts, group))
+    return _fields([_padded(embedding, group)], lambda column: gather_rows(column[0], counts, group))
+
+
+def _padded(embedding: Embedding, group: Any) -> Embedding:
+    """With as many tokens as the longest rows of all ranks have: texts are padded per batch."""
+    if embedding.tokens is None or embedding.mask is None:
+        return embedding
+    tokens, mask = embedding.tokens, embedding.mask
+    missing = max(row_counts(tokens.shape[1], tokens.device, group)) - tokens.shape[1]
+    padded = F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+    return Embedding(embedding.vector, embedding.log_var, *padded)
 
 
 def _named(ids: Sequence[str], most: int = 8) -> str:

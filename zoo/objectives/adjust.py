@@ -30,7 +30,7 @@ class Hardness(Adjustment):
 
     def __call__(self, logits: Tensor, own: Tensor, scale: Tensor) -> Tensor:
         """See the module."""
-        weight = (logits.detach() * (self.alpha / scale)).masked_fill(own, 0.0)
+        weight = (logits.detach() * (self.alpha / scale)).masked_fill(own | (logits == -torch.inf), 0.0)
         return logits + weight
 
 

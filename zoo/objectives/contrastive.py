@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-DENSE_CELLS = 1 << 20  # cells of a matrix that is computed in one piece (measured crossover, docs/performance.md)
+DENSE_CELLS = 1 << 18  # cells of a matrix that is computed in one piece (measured crossover, docs/performance.md)
 TILE_CELLS = 1 << 20  # cells of a tile: 4 MiB per fp32 matrix, which stays in the cache of a CPU core
 
 Adjust = Callable[[Tensor, slice], Tensor]

@@ -1,0 +1,70 @@
+"""Views that pair off, one row per sample on either side, as losses need them that mix samples with one another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.errors import RecipeError
+from zoo.objectives.contrastive import Target, at_least_fp32, softmax_losses
+from zoo.objectives.objective import view
+from zoo.types import Encoded
+
+
+def paired(encoded: Encoded, name: str) -> Tensor:
+    """(B, E) vectors of a view in the order of `encoded.sample`, fp32 or fp64.
+
+    Raises RecipeError unless every sample has exactly one row there.
+    """
+    vectors, owners = at_least_fp32(view(encoded, name).vector), encoded.owners[name]
+    order = owners.argsort(stable=True)
+    if not torch.equal(owners[order], encoded.sample):
+        raise RecipeError(
+            f"this objective mixes samples with one another: it needs one row per sample in the view '{name}', "
+            f"which has {len(owners)} rows for {len(encoded.sample)} samples"
+        )
+    return vectors[order]
+
+
+def places(local: Encoded, everyone: Encoded) -> Tensor:
+    """(B,) where the samples of this rank stand among those of all ranks."""
+    return torch.searchsorted(everyone.sample, local.sample)
+
+
+def two_targets(
+    own: Tensor, partner: Tensor, weights: tuple[float, float], columns: int, dtype: torch.dtype = torch.float32
+) -> Target:
+    """Targets of rows that are mixtures: the column `own` with the first weight, `partner` with the second, both (R,)."""
+
+    def target(part: slice) -> Tensor:
+        cells = torch.zeros(len(own[part]), columns, dtype=dtype, device=own.device)
+        for place, weight in zip((own, partner), weights, strict=True):
+            cells.scatter_add_(1, place[part, None], torch.full_like(cells[:, :1], weight))
+        return cells
+
+    return target
+
+
+def both_ways(
+    left: Tensor,
+    right: Tensor,
+    scale: Tensor,
+    own: Tensor,
+    partner: Tensor,
+    weights: tuple[float, float],
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Losses (R,) of the rows `own` of `left` against all of `right` and the other way round, averaged.
+
+    left, right: (N, E) of all samples; own, partner: (R,) places of this rank's samples and of their partners; weights: how
+    right the own column is, and the partner's.
+    """
+    target = two_targets(own, partner, weights, len(right), left.dtype)
+    forth = softmax_losses(left[own], right, scale, target, smoothing=smoothing).rows
+    back = softmax_losses(right[own], left, scale, target, smoothing=smoothing).rows
+    return (forth + back) / 2
+
+
+def mean_share(losses: Tensor, local: Encoded, everyone: Encoded) -> Tensor:
+    """`share`, for one loss per sample (B,)."""
+    return (losses * local.weights).sum() / len(everyone.sample)
