@@ -7,11 +7,15 @@ Recipes are looked for, in this order, in
 The file stem is the public name. Where two files have the same name the first one wins, and the other is left out with
 a warning: nobody can change what a name of the zoo means by being installed. What is broken (a plug-in whose package
 is gone, a file that is no recipe) is left out with one warning per place.
+
+Names with a prefix, such as `open_clip:ViT-B-32.openai`, are no files: what knows that library writes their recipe when it
+is asked for, so they are not listed.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import importlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import RecipeError, UnknownNameError
-from zoo.recipe import Recipe, read_recipe
+from zoo.recipe import Card, Recipe, read_recipe
 from zoo.registry import PluginWarning, describe, plugins
 
 _PACKAGE = Path(__file__).parent
+_WRITERS = {"open_clip": "zoo.nn.backbones.open_clip_recipes"}
+"""Prefix of a name -> the module whose function `recipe` writes it. By name: it needs the library, and with it torch."""
 
 
 def list_models(pattern: str = "*", *, family: str | None = None, pretrained: bool | None = None) -> list[str]:
@@ -59,6 +65,10 @@ def find(name: str) -> tuple[Recipe, str | None]:
     Raises:
         UnknownNameError: no such recipe, or it has no weights of that tag. RecipeError: the recipe is broken.
     """
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in _WRITERS:
+        entry, written_tag, raw = importlib.import_module(_WRITERS[prefix]).recipe(rest)
+        return Recipe(entry, None, Card.of(raw["card"], name), raw, prefix), written_tag
     known = _index()
     stem, tag = _split(name, known)
     path, origin = known[stem]
@@ -80,7 +90,13 @@ def find_path(name_or_file: str) -> Path:
         return path
     if path.suffix in (".yaml", ".yml"):
         raise UnknownNameError("recipe", path.stem, _index(), f"(there is no file '{path}')")
-    return find(name_or_file)[0].path
+    found = find(name_or_file)[0].path
+    if found is None:
+        raise RecipeError(
+            f"'{name_or_file}' has no file to train from: write a recipe with the towers that `zoo show {name_or_file}` "
+            f"prints, and start from the weights (`start: {name_or_file}`)"
+        )
+    return found
 
 
 def with_recipe_files(argv: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ _COMMON = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.yaml", "
 
 @dataclass(frozen=True)
 class HubPlace:
-    """A repository on the hub, or one file of it."""
+    """A repository on the hub, or one file of it (`FILE|FILE`: the first of these that it has)."""
 
     repo: str
     revision: str
@@ -38,33 +38,45 @@ class HubPlace:
             raise WeightsError(f"'{source}' is no hub address; write hf:ORG/REPO[@REVISION][:FILE]")
         return HubPlace(match["repo"], match["revision"] or "main", match["file"])
 
+    @property
+    def files(self) -> list[str]:
+        """The files that will do, best first; empty = the whole repository."""
+        return self.file.split("|") if self.file else []
+
+    def within(self, folder: Path) -> Path | None:
+        """The best of the files that lies in a copy of the repository."""
+        return next((folder / file for file in self.files if (folder / file).is_file()), None)
+
 
 def fetch(source: str, *, name: str, local: Path | None = None, together: Sequence[str] = ()) -> Path:
     """The folder of `hf:ORG/REPO[@REVISION]`, or the file of `hf:ORG/REPO[@REVISION]:FILE`, on this disk.
 
-    Args and errors: see `zoo.weights.fetch_folder`.
+    Args and errors: see `zoo.weights.fetch_folder`; an empty `name`: the file is no model's weights.
     """
     place = HubPlace.parse(source)
     folder = _beside(place, local)
     if place.file is None:
         return folder or _cached_folder(place) or _download_folder(place, name, together)
     if folder is None:
-        return _file(place, place.file, name)
-    if not (folder / place.file).is_file():
-        raise WeightsError(f"there is no '{folder / place.file}' (from '{source}')")
-    return folder / place.file
+        return _file(place, name)
+    found = place.within(folder)
+    if found is None:
+        raise WeightsError(f"there is no '{folder / place.files[0]}' (from '{source}')")
+    return found
 
 
-def _file(place: HubPlace, file: str, name: str) -> Path:
+def _file(place: HubPlace, name: str) -> Path:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(place.repo, file, revision=place.revision)
-    if isinstance(cached, str):
-        return Path(cached)
+    for file in place.files:
+        cached = try_to_load_from_cache(place.repo, file, revision=place.revision)
+        if isinstance(cached, str):
+            return Path(cached)
     try:
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError("HF_HUB_OFFLINE is set and the file is not in the cache")
-        _ask(place)
+        there = _ask(place)
+        file = next((file for file in place.files if file in there), place.files[0])
         return Path(hf_hub_download(place.repo, file, revision=place.revision, etag_timeout=TIMEOUT))
     except Exception as error:  # the classes of the hub's http library, which differ between its releases
         raise _unreachable(place, error, name) from error
@@ -128,18 +140,18 @@ def _unreachable(place: HubPlace, error: Exception, name: str, together: Sequenc
     why = (str(error) or type(error).__name__).splitlines()[0].rstrip(" .")
     wanted = [HubPlace.parse(source) for source in together if source.startswith("hf:")] or [place]
     commands = "".join(
-        f"\n       hf download {w.repo}{f' {w.file}' if w.file else ''} --revision {w.revision}" for w in wanted
+        f"\n       hf download {w.repo}{f' {w.files[0]}' if w.file else ''} --revision {w.revision}" for w in wanted
     )
     ways = [
         f"on a connected machine run{commands}\n"
         f"     and copy its HF_HOME (~/.cache/huggingface) here, to {cache.parent}\n"
         "     (private or gated repositories: accept their terms on the hub and run  hf auth login  first)",
         f"set ZOO_WEIGHTS=FOLDER, a copy being in FOLDER/{place.repo}"
-        if place.file
+        if not name
         else f'give a local copy: zoo.load("{name}", weights="FOLDER"), or set ZOO_WEIGHTS=FOLDER;\n'
         f"     a copy of one repository, or all of them as FOLDER/{place.repo} and so on",
     ]
-    if not place.file:
+    if name:
         ways.append(f'random weights, to try the architecture: zoo.load("{name}", weights=False)')
     return WeightsError(
         f"{place.repo} at revision {place.revision} can't be fetched: {why}. "

@@ -116,13 +116,15 @@ def _released(recipe: Recipe, tag: str | None, weights: bool | str | Path) -> tu
         if not local.exists():
             raise WeightsError(f"there is no '{local}' to take the weights of '{recipe.name}' from")
         if released is None or is_bundle(local) or local.suffix == ".ckpt":  # ours: nothing to convert
-            return Weights(str(local)), [local]
+            ours = is_bundle(local) or local.suffix == ".ckpt"
+            return Weights(str(local), convert="" if ours else recipe.card.convert), [local]
         if len(released.sources) == 1 and not _holds_repository(local, released.sources):
-            return released, [local]
+            return released, [_named_file(local, released.sources[0]) or local]
     if released is None:
+        train = f"train it (zoo fit --config {recipe.path})" if recipe.path else recipe.card.notes
         raise WeightsError(
-            f"'{recipe.name}' has no released weights: train it (zoo fit --config {recipe.path}), give a copy "
-            "(weights='FOLDER'), or take random ones (weights=False)"
+            f"'{recipe.name}' has no released weights: {train}, give a copy (weights='FOLDER'), or take random ones "
+            "(weights=False)"
         )
     wanted = released.sources
     return released, [fetch_folder(source, name=recipe.name, local=local, together=wanted) for source in wanted]
@@ -131,6 +133,11 @@ def _released(recipe: Recipe, tag: str | None, weights: bool | str | Path) -> tu
 def _holds_repository(local: Path, sources: list[str]) -> bool:
     repositories = [s.removeprefix("hf:").partition("@")[0].partition(":")[0] for s in sources if s.startswith("hf:")]
     return any((local / r).is_dir() or (local / r.rpartition("/")[2]).is_dir() for r in repositories)
+
+
+def _named_file(local: Path, source: str) -> Path | None:
+    """The file of the repository that the source names, in a folder that is a copy of it."""
+    return HubPlace.parse(source).within(local) if source.startswith("hf:") else None
 
 
 def _bundle_of(released: Weights, place: Path) -> Bundle:

@@ -53,7 +53,8 @@ class Card:
     title: one line. paper: `arXiv:2410.05160`, `doi:...` or an address. family: one of `FAMILIES`, or a plug-in's own.
     license: of the weights, or of the recipe where there are none. languages: codes such as `en`.
     parameters: of the whole model; None = not stated. tiny: small enough for the contract tests to train it.
-    weights: tag -> source; the first is the default. results: measured figures, with date, data and machine.
+    weights: tag -> source; the first is the default. convert: of weights that are given by hand (`weights=FILE`) where none
+    are listed. results: measured figures, with date, data and machine.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Card:
     languages: list[str] = field(default_factory=list)
     parameters: int | None = None
     weights: dict[str, Weights] = field(default_factory=dict)
+    convert: str = ""
     results: dict[str, Any] = field(default_factory=dict)
     notes: str = ""
 
@@ -72,7 +74,7 @@ class Card:
     def of(raw: Any, where: str) -> Card:
         """Check a recipe's `card:` mapping. RecipeError names `where`, the key, and the nearest right one."""
         values = _known_keys(raw, Card, f"{where}: card")
-        for key in ("title", "family", "license", "paper", "notes"):
+        for key in ("title", "family", "license", "paper", "convert", "notes"):
             _expect(values, key, str, f"{where}: card")
         _expect(values, "tiny", bool, f"{where}: card")
         _expect(values, "parameters", int, f"{where}: card")
@@ -93,10 +95,13 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One entry of the zoo. `raw` is the whole file as read; `origin` says who brought it."""
+    """One entry of the zoo. `raw` is the whole file as read; `origin` says who brought it.
+
+    path: its file; None where the recipe was written on the spot (`open_clip:CONFIG.TAG`).
+    """
 
     name: str
-    path: Path
+    path: Path | None
     card: Card
     raw: dict[str, Any]
     origin: str = "zoo"
@@ -105,11 +110,18 @@ class Recipe:
         """Everything about the entry, as plain data that JSON takes."""
         return {
             "name": self.name,
-            "file": str(self.path),
+            "file": str(self.path or ""),
             "origin": self.origin,
             "card": asdict(self.card),
-            "recipe": self.path.read_text("utf-8"),
+            "recipe": self.text,
         }
+
+    @property
+    def text(self) -> str:
+        """The recipe as YAML."""
+        if self.path is not None:
+            return self.path.read_text("utf-8")
+        return yaml.safe_dump(self.raw, sort_keys=False, allow_unicode=True)
 
 
 def read_recipe(path: Path, origin: str = "zoo") -> Recipe:

@@ -1,7 +1,8 @@
 """Where weights come from (hub repository, this disk, the package), that they are what they claim, and strict loading.
 
 A source is one of
-    hf:ORG/REPO[@REVISION][:FILE]   a hub repository; the cache (HF_HOME) is asked first
+    hf:ORG/REPO[@REVISION][:FILE]   a hub repository, or one file of it (`FILE|FILE`: the first that it has); the cache
+                                    (HF_HOME) is asked first
     packaged:NAME                   a bundle shipped inside this package
     path:PLACE, or just PLACE       a folder or file on this disk
 Nothing here unpickles: `.bin`, `.pt` and `.ckpt` files are read with `weights_only=True`.
@@ -49,7 +50,7 @@ def fetch_file(source: str) -> Path:
     """One file of a hub repository, `hf:ORG/REPO[@REVISION]:FILE`. Raises WeightsError as `fetch_folder` does."""
     if HubPlace.parse(source).file is None:
         raise WeightsError(f"'{source}' names no file; write hf:ORG/REPO[@REVISION]:FILE")
-    return fetch(source, name="NAME")
+    return fetch(source, name="")
 
 
 def packaged() -> list[str]:
@@ -152,6 +153,11 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
     import torch
 
+    if _is_torchscript(path):
+        raise WeightsError(
+            f"{path} is a TorchScript archive, which holds code and is never loaded here (OpenAI's CLIP files are such); "
+            "take the same weights as safetensors: `zoo show open_clip:CONFIG.TAG` names the repository that has them"
+        )
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -166,6 +172,15 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise WeightsError(f"{path} holds no table of tensors")
     return content
+
+
+def _is_torchscript(path: Path) -> bool:
+    import zipfile
+
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _first_line(error: Exception) -> str:

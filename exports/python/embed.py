@@ -210,7 +210,8 @@ def _arrays(folder: Path, spec: Mapping[str, Any]) -> Any:
     code = _module(folder / spec["code"])
     if spec["kind"] == "dual":
         tokenizer = Tokenizer.from_file(str(folder / spec["tokenizer"])) if spec["tokenizer"] else None
-        return code.DualArrays(tokenizer, code.Picture(**spec["picture"]), code.Caption(**spec["caption"]))
+        drawn = {"rendering": code.Rendering(**spec["rendering"])} if "rendering" in spec else {}
+        return code.DualArrays(tokenizer, code.Picture(**spec["picture"]), code.Caption(**spec["caption"]), **drawn)
     settings = {key: spec[key] for key in ("position_mode", "padding_side", "max_length", "pad_token")}
     return code.VlmArrays(
         Tokenizer.from_file(str(folder / spec["tokenizer"])),

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**recipe.facts(), "weights": here}, indent=2, ensure_ascii=False))
         return 0
     print("\n".join([*_card(recipe), "", *_weights(recipe, missing), *_results(recipe)]))
-    print(f"\nrecipe  {recipe.path}\n\n{_indented(recipe.path.read_text('utf-8'))}")
+    print(f"\nrecipe  {recipe.path or '(written on the spot)'}\n\n{_indented(recipe.text)}")
     return 0
 
 

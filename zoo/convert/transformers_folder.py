@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Checkpoint:
     """What a converter is given: tensors under their authors' names, and the config file beside them.
 
-    config: adapter_config.json of an adapter, else config.json; empty if there is none. A LoRA update can't be read
-    without it: its scale is no tensor.
+    config: adapter_config.json of an adapter, open_clip_config.json of a file `open_clip_*`, else config.json; empty if
+    there is none. A LoRA update can't be read without it: its scale is no tensor.
     place: where it came from, for messages.
     """
 
@@ -40,9 +40,11 @@ def load_folder(folder: Path) -> Checkpoint:
 
 
 def _config(folder: Path) -> dict[str, Any]:
+    names = ["adapter_config.json", "config.json"]
     if folder.is_file():
-        folder = folder.parent
-    path = next((folder / n for n in ("adapter_config.json", "config.json") if (folder / n).is_file()), None)
+        folder, stem = folder.parent, folder.stem
+        names = ["open_clip_config.json"] if stem.startswith("open_clip_") else names
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         return {}
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from zoo.data.images import open_image
-from zoo.data.processors import dual_arrays
+from zoo.data.processors import dual_arrays, open_clip_tokenizer
 from zoo.data.processors.collate import collate
 from zoo.data.processors.dual_arrays import Caption, DualArrays, Picture
 from zoo.data.source import Processor
@@ -24,7 +24,8 @@ class DualProcessor(Processor):
     """Samples to the inputs of a dual encoder (see `DualArrays.__call__` for names and shapes).
 
     Args:
-        tokenizer: a tokenizer.json: a path, `packaged:FILE`, or `hf:ORG/REPO[@REVISION]:tokenizer.json`. Read at first use.
+        tokenizer: a tokenizer.json: a path, `packaged:FILE`, `hf:ORG/REPO[@REVISION]:tokenizer.json`, or
+            `open_clip:tokenizer.json` (CLIP's, made from the vocabulary inside open_clip). Read at first use.
         picture: resizing, cropping, normalisation; must fit the image tower.
         caption: special tokens, length, padding; must fit the text tower.
 
@@ -44,15 +45,24 @@ class DualProcessor(Processor):
         if self._arrays is None:
             from tokenizers import Tokenizer
 
-            path = locate(self.tokenizer)
+            text = self._tokenizer_json()
             try:
-                tokenizer = Tokenizer.from_file(str(path))
+                tokenizer = Tokenizer.from_str(text)
                 tokenizer.no_padding()
                 tokenizer.no_truncation()  # `DualArrays` cuts the text, not the closing token
                 self._arrays = DualArrays(tokenizer, self.picture, self.caption)
             except Exception as error:  # the Rust reader raises bare Exception
-                raise ZooError(f"{path} can't be used as tokenizer: {error}") from error
+                raise ZooError(f"{self.tokenizer} can't be used as tokenizer: {error}") from error
         return self._arrays
+
+    def _tokenizer_json(self) -> str:
+        if self.tokenizer == open_clip_tokenizer.SOURCE:
+            return open_clip_tokenizer.tokenizer_json()
+        path = locate(self.tokenizer)
+        try:
+            return path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ZooError(f"{path} can't be read: {error}") from error
 
     def __call__(self, samples: list[Sample]) -> Batch:
         return collate(samples, self.encode_view)
@@ -81,7 +91,7 @@ class DualProcessor(Processor):
 
     def save(self, folder: Path) -> dict[str, str]:
         """Write the tokenizer into a bundle; returns the init arguments that the bundle's recipe must state instead."""
-        shutil.copyfile(locate(self.tokenizer), folder / "tokenizer.json")
+        (folder / "tokenizer.json").write_text(self._tokenizer_json(), "utf-8")
         return {"tokenizer": "bundle:tokenizer.json"}
 
     def spec(self) -> dict[str, Any]:

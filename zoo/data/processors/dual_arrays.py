@@ -1,24 +1,29 @@
 """Pixels and tokens of a dual encoder, in numpy.
 
 This file is the whole preparation of the model's input: training uses it through `DualProcessor`, and `zoo export` copies
-it, as it stands, beside the exported graphs. It therefore imports nothing but numpy, Pillow and tokenizers.
+it, as it stands, beside the exported graphs. It therefore imports nothing but numpy, Pillow and tokenizers, and ftfy where
+a model's text is cleaned with it.
 
 Shapes: R rows, I pictures of all rows, T texts of all rows, L tokens.
 """
 
 from __future__ import annotations
 
+import functools
+import html
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -82,6 +87,9 @@ class Caption:
         bos, eos, pad: tokens of the tokenizer; empty = none. `pad` must be one.
         prompt: what surrounds the text, with the field `{text}`.
         lower: lower-case before the tokenizer sees it.
+        cleaning: what happens to prompt and text before that, as in open_clip, which its models were trained with:
+            "whitespace" = broken encodings mended (ftfy), HTML entities resolved, runs of spaces made one; "lower" = this
+            and lower case; "canonicalize" = this, lower case and no ASCII punctuation (SigLIP); "none".
     """
 
     max_length: int = 77
@@ -91,11 +99,98 @@ class Caption:
     pad: str = "<|endoftext|>"
     prompt: str = "{text}"
     lower: bool = False
+    cleaning: Literal["none", "whitespace", "lower", "canonicalize"] = "none"
+
+    def words(self, text: str) -> str:
+        """What the tokenizer is given. ValueError if ftfy is needed and not installed."""
+        words = self.prompt.format(text=text.lower() if self.lower else text)
+        return words if self.cleaning == "none" else self._cleaned(words)
+
+    def _cleaned(self, text: str) -> str:
+        try:
+            from ftfy import fix_text
+        except ImportError as error:
+            raise ValueError(
+                "this model's texts are cleaned with ftfy, which is not installed: pip install ftfy"
+            ) from error
+        text = html.unescape(html.unescape(fix_text(text)))  # twice: web text is often escaped twice
+        if self.cleaning == "canonicalize":
+            text = text.replace("_", " ").translate(_NO_PUNCTUATION)
+        text = " ".join(text.split())
+        return text if self.cleaning == "whitespace" else text.lower()
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How a text becomes a picture, for models that have pixels alone (CLIPPO, arXiv:2212.08045): line by line, broken
+    wherever a line is full, without grey edges. The font is Pillow's own, which knows Latin letters; the official one is
+    GNU Unifont, which knows all of Unicode. Characters it lacks become boxes.
+
+    Args:
+        line: height of a line in pixels (official: 16).
+        ink: grey value of the letters.
+        background: grey value of the page.
+        lower: lower-case first.
+        most: characters that are looked at (official: 768).
+    """
+
+    line: int = 16
+    ink: int = 0
+    background: int = 127
+    lower: bool = True
+    most: int = 768
+
+    def lines(self, text: str, side: int) -> tuple[list[str], bool]:
+        """The lines that fit on a square of `side` pixels, and whether all of the text does.
+
+        Raises:
+            ValueError: no character of the text can be drawn.
+        """
+        letters = " ".join((text.lower() if self.lower else text).split())
+        if not any(_drawable(self.line, letter) for letter in letters if not letter.isspace()):
+            raise ValueError("no character of the text can be drawn: the font knows Latin letters and digits")
+        lines, x = [""], 0.0
+        for letter in letters[: self.most]:
+            width = _font(self.line).getlength(letter, mode="1")
+            if x + width > side:
+                if (len(lines) + 1) * self.line > side:
+                    return lines, False
+                lines, x = [*lines, ""], 0.0
+            lines[-1] += letter
+            x += width
+        return lines, len(letters) <= self.most
+
+    def picture(self, lines: Sequence[str], side: int) -> Image.Image:
+        """Lines -> RGB picture of `side` x `side` pixels."""
+        page = Image.new("L", (side, side), self.background)
+        drawing = ImageDraw.Draw(page)
+        drawing.fontmode = "1"
+        for row, line in enumerate(lines):
+            drawing.text((0, row * self.line), line, fill=self.ink, font=_font(self.line))
+        return page.convert("RGB")
+
+
+@functools.lru_cache(maxsize=8)
+def _font(line: int) -> ImageFont.FreeTypeFont:
+    """The largest size whose letters keep to their line."""
+    for size in range(line, 0, -1):
+        font = ImageFont.load_default(size)
+        assert isinstance(font, ImageFont.FreeTypeFont)  # with a size it always is
+        if sum(font.getmetrics()) <= line:
+            return font.font_variant(layout_engine=ImageFont.Layout.BASIC)  # the other one is not everywhere
+    raise ValueError(f"no letter fits into a line of {line} pixels")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _drawable(line: int, letter: str) -> bool:
+    mask, missing = (_font(line).getmask(one, mode="1") for one in (letter, "\U0010ffff"))
+    return (mask.size, bytes(mask)) != (missing.size, bytes(missing))
 
 
 @dataclass
 class DualArrays:
-    """Items to model inputs. Picklable, holds no weights. `shortened` counts texts that were cut.
+    """Items to model inputs. Picklable, holds no weights. `shortened` counts texts that were cut. With `rendering` texts
+    are pictures like the others, and there is no tokenizer.
 
     Raises:
         ValueError: the tokenizer lacks a special token; an item has an instruction, for which such a model has no place.
@@ -105,6 +200,7 @@ class DualArrays:
     picture: Picture | None = field(default_factory=Picture)
     caption: Caption = field(default_factory=Caption)
     shortened: int = 0
+    rendering: Rendering | None = None
 
     def __post_init__(self) -> None:
         if self.tokenizer is None:
@@ -134,6 +230,9 @@ class DualArrays:
         if any(instructions):
             raise ValueError("this model takes no instructions; leave the instruction out")
         arrays: Arrays = {"rows": np.arange(len(texts))}
+        if self.rendering is not None:
+            images = [[*row, *self._drawn(text)] for row, text in zip(images, texts, strict=True)]
+            texts = [None] * len(texts)
         flat = [(r, image) for r, row in enumerate(images) for image in row]
         if flat:
             if self.picture is None:
@@ -146,11 +245,18 @@ class DualArrays:
             arrays["text_rows"] = np.array([r for r, _ in written], np.int64)
         return arrays
 
+    def _drawn(self, text: str | None) -> list[Image.Image]:
+        if text is None:
+            return []
+        assert self.rendering is not None and self.picture is not None
+        lines, whole = self.rendering.lines(text, self.picture.size)
+        self.shortened += not whole
+        return [self.rendering.picture(lines, self.picture.size)]
+
     def _ids(self, text: str) -> list[int]:
         if self.tokenizer is None:
             raise ValueError("this model takes no text")
-        words = self.caption.prompt.format(text=text.lower() if self.caption.lower else text)
-        ids = list(self.tokenizer.encode(words, add_special_tokens=False).ids)
+        ids = list(self.tokenizer.encode(self.caption.words(text), add_special_tokens=False).ids)
         room = self.caption.max_length - len(self.before) - len(self.after)
         if len(ids) > room:
             self.shortened += 1
