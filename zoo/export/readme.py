@@ -10,9 +10,9 @@ from zoo.export.onnx import describe_sizes
 _TEXT = """\
 # {name}, exported
 
-Gives the vectors of `zoo.load("{name}")` ({dim} values, unit norm) without torch. Needs Python and four packages:
+Gives the vectors of `zoo.load("{name}")` ({dim} values, unit norm) without torch. Needs Python and these packages:
 
-    pip install onnxruntime numpy pillow tokenizers
+    pip install onnxruntime numpy pillow tokenizers{cleaning}
     python embed.py . --text "a red fish" --image fish.png --side query
     python embed.py . --check        # the golden items against the vectors that torch gave
 
@@ -47,6 +47,7 @@ def readme(manifest: Mapping[str, Any]) -> str:
     graphs = manifest["graphs"]
     return _TEXT.format(
         name=manifest["name"],
+        cleaning=" ftfy" if manifest["processor"].get("caption", {}).get("cleaning", "none") != "none" else "",
         dim=manifest["dim"],
         code=manifest["processor"]["code"],
         files="\n".join(f"| `{g['file']}`, `{g['file']}.data` | graph and its weights |" for g in graphs.values()),
