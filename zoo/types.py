@@ -123,6 +123,11 @@ class RetrievalTask:
 
     relevant: per query, the indexes of its right candidates (at least one).
     pools: per query, the indexes it is ranked against (MMEB's own candidate lists); None = all candidates.
+    groups: per candidate, the class it is a prompt of (0, 1, ... without gaps). Classes are then what is ranked, each by
+        the mean of its prompts' vectors, and `relevant` and `pools` hold classes. None = every candidate for itself.
+    also: further tasks on the vectors of this one, which are not embedded again: their `queries` and `candidates` are the
+        very objects of this task (COCO's folds of 1,000 images).
+    rsum: the recall@1, @5 and @10 of all tasks with the same name here are added up (RSUM); empty = nothing is.
     """
 
     name: str
@@ -131,3 +136,6 @@ class RetrievalTask:
     relevant: Sequence[Sequence[int]]
     pools: Sequence[Sequence[int]] | None = None
     metrics: tuple[str, ...] = field(default=("recall@1", "recall@10", "mrr", "ndcg@10"))
+    groups: Sequence[int] | None = None
+    also: tuple[RetrievalTask, ...] = ()
+    rsum: str = ""

@@ -73,21 +73,34 @@ def test_half_precision_vectors_are_scored_in_fp32_whatever_the_run_is_set_to() 
         torch.set_float32_matmul_precision(before)
 
 
-def test_distinct_rows() -> None:
+@pytest.mark.parametrize("width", [1, 5, 8])
+def test_distinct_rows(width: int) -> None:
     torch.manual_seed(0)
-    rows = torch.randn(40, 5)[torch.randint(0, 40, (3000,))]
+    rows = torch.randn(40, width)[torch.randint(0, 40, (3000,))]
     rows[7], rows[8] = 0.0, -0.0
     distinct, which = distinct_rows(rows)
     assert torch.equal(distinct[which], rows)
     assert len(distinct) == len(torch.unique(rows, dim=0))
     assert which[7] == which[8]
+    again, which = distinct_rows(distinct)
+    assert torch.equal(again[which], distinct) and len(again) == len(distinct)
 
 
 def test_distinct_rows_survive_equal_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranking.torch, "randint", lambda *_, **__: torch.zeros(4, dtype=torch.int64))  # all weigh 1
+    monkeypatch.setattr(ranking, "_fingerprints", lambda rows: torch.zeros(len(rows), dtype=torch.int64))
     rows = torch.tensor([[1.0, 2, 3, 4], [2, 1, 3, 4], [1, 2, 3, 4]])
     distinct, which = distinct_rows(rows)
     assert torch.equal(distinct[which], rows) and len(distinct) == 2
+
+
+def test_counts_are_exact_beyond_what_fp32_can_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of the comparison, and its sum in double precision for very many candidates, change nothing."""
+    queries, candidates, relevant = data()
+    wanted = rank(queries, candidates, relevant)
+    monkeypatch.setattr(ranking, "_COUNTED", 500)
+    assert equal(rank(queries, candidates, relevant), wanted)
+    monkeypatch.setattr(ranking, "_EXACT", 100)
+    assert equal(rank(queries, candidates, relevant), wanted)
 
 
 def test_memory_stays_within_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

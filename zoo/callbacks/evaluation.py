@@ -10,18 +10,19 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from zoo.callbacks.measures import Measures, measure_further, measures_table
 from zoo.callbacks.terminal import results_table, show
+from zoo.callbacks.vectors import Parts, ordered, parsed
 from zoo.distributed import gather_objects
 from zoo.errors import RecipeError, SampleError
+from zoo.metrics.classification import by_class, class_vectors
 from zoo.metrics.ranking import best, rank
 from zoo.metrics.retrieval import Ties, chance, measure, standard_errors, summary
 from zoo.types import Batch, Embedding, RetrievalTask
 
 TOP = 5  # candidates kept per example
-_KINDS = {"q": "query", "c": "candidate"}
 _PRIMARY = "recall@10"
-
-Parts = list[tuple[Tensor, Tensor]]  # (R,) numbers and (R, E) fp32 vectors, on the CPU
+_RSUM = ("recall@1", "recall@5", "recall@10")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ class RetrievalEvaluation(Callback):
     (samplers pad) counts once, and one that did not come at all is an error.
 
     Logs `val/<task>/<metric>`, and as `val/primary` the mean over tasks of recall@10, or of a task's first metric where
-    it does not measure that (`test/...` likewise). `results` keeps what was measured last, by stage.
+    it does not measure that (`test/...` likewise); tasks with an `rsum` add up to `val/<rsum>/rsum`. `results` keeps what
+    was measured last, by stage. Callbacks that are a `TaskMeasure` are given the vectors of every task.
 
     Args:
         examples: how many queries per task are kept with what was found for them: evenly spread from the best ranked to
@@ -75,6 +77,7 @@ class RetrievalEvaluation(Callback):
         self.examples = examples
         self.ties = ties
         self.results: dict[str, list[Result]] = {}
+        self.measures: dict[str, Measures] = {}
         self._parts: dict[int, dict[str, Parts]] = {}
 
     # ---- collecting ---------------------------------------------------------------------------------------------
@@ -120,9 +123,9 @@ class RetrievalEvaluation(Callback):
             raise SampleError(f"a batch of {len(batch.ids)} items ({batch.ids[0]}...) gave {len(vectors)} embeddings")
         rows: dict[str, list[int]] = defaultdict(list)
         for row, name in enumerate(batch.ids):
-            rows[_parsed(name)[0]].append(row)
+            rows[parsed(name)[0]].append(row)
         for kind, chosen in rows.items():
-            numbers = torch.tensor([_parsed(batch.ids[row])[1] for row in chosen])
+            numbers = torch.tensor([parsed(batch.ids[row])[1] for row in chosen])
             self._parts.setdefault(number, {}).setdefault(kind, []).append((numbers, vectors[chosen]))
 
     # ---- measuring ----------------------------------------------------------------------------------------------
@@ -142,19 +145,33 @@ class RetrievalEvaluation(Callback):
         step = trainer.global_step if trainer.state.fn == "fit" else None  # weights from elsewhere have no step here
         results = []
         for number, task in enumerate(_tasks(trainer, stage)):
-            queries, candidates = self._joined(number, task)
-            results.append(self._measure(task, queries.to(module.device), candidates.to(module.device), step))
-            for metric, value in results[-1].values.items():
-                module.log(f"{stage}/{task.name}/{metric}", value, batch_size=1, sync_dist=True)
+            queries, candidates = (vectors.to(module.device) for vectors in self._joined(number, task))
+            for part in (task, *task.also):
+                _check_same(part, task)
+                results.append(self._measure(part, queries, candidates, step))
+            measure_further(trainer, module, stage, *_ranked(task, candidates), queries)
         self.results[stage] = results
-        if results:
-            primary = sum(r.values[r.primary] for r in results) / len(results)
-            module.log(f"{stage}/primary", primary, batch_size=1, sync_dist=True)
+        self._log(module, stage, results)
         if results and trainer.is_global_zero:
             show(trainer, results_table(results, stage, brief=trainer.state.fn == "fit"))
+            if stage in self.measures:
+                show(trainer, measures_table(self.measures[stage]))
+
+    def _log(self, module: LightningModule, stage: str, results: list[Result]) -> None:
+        values = {f"{r.task.name}/{metric}": value for r in results for metric, value in r.values.items()}
+        if results:
+            values["primary"] = sum(r.values[r.primary] for r in results) / len(results)
+        self.measures.pop(stage, None)
+        if sums := _rsums(results):
+            rows = [(name, f"{value:.1f}", f"{base:.1f}", f"{most}") for name, (value, base, most) in sums.items()]
+            self.measures[stage] = Measures("RSUM (recall @1, @5, @10)", ("", "value", "chance", "of"), [*rows])
+            values |= {f"{name}/rsum": value for name, (value, _, _) in sums.items()}
+        for name, value in values.items():
+            module.log(f"{stage}/{name}", value, batch_size=1, sync_dist=True)
 
     def _measure(self, task: RetrievalTask, queries: Tensor, candidates: Tensor, step: int | None) -> Result:
         where = f"task '{task.name}'"
+        task, candidates = _ranked(task, candidates)
         ranks = rank(queries, candidates, task.relevant, task.pools, name=where)
         per_query = measure(ranks, task.metrics, self.ties)
         positions = measure(ranks, ("mean_rank",), self.ties)["mean_rank"]
@@ -190,7 +207,7 @@ class RetrievalEvaluation(Callback):
         }
         everyone = gather_objects(mine)
         queries, candidates = (
-            _ordered([rows[kind] for rows in everyone if kind in rows], kind, len(items), task.name)
+            ordered([rows[kind] for rows in everyone if kind in rows], kind, len(items), task.name)
             for kind, items in (("q", task.queries), ("c", task.candidates))
         )
         return queries, candidates
@@ -204,24 +221,28 @@ def _tasks(trainer: Trainer, stage: str) -> list[RetrievalTask]:
     return found
 
 
-def _parsed(name: str) -> tuple[str, int]:
-    kind, _, number = name.partition(":")
-    if kind not in _KINDS or not number.isdecimal():
-        raise SampleError(f"evaluation id '{name}' is neither 'q:<index>' nor 'c:<index>'")
-    return kind, int(number)
+def _ranked(task: RetrievalTask, candidates: Tensor) -> tuple[RetrievalTask, Tensor]:
+    """The task and vectors that are ranked: classes in the place of their prompts, if there are any."""
+    if task.groups is None:
+        return task, candidates
+    return by_class(task), class_vectors(candidates, task.groups, f"task '{task.name}'")
 
 
-def _ordered(parts: Parts, kind: str, count: int, task: str) -> Tensor:
-    """Every item's vector, in order. Raises SampleError if one is missing or is none of the task."""
-    word = {"q": "queries", "c": "candidates"}[kind]
-    numbers = torch.cat([n for n, _ in parts]) if parts else torch.zeros(0, dtype=torch.int64)
-    if len(numbers) and int(numbers.max()) >= count:
-        raise SampleError(f"task '{task}': {kind}:{int(numbers.max())} was embedded, but there are {count} {word}")
-    row_of = torch.full((count,), len(numbers)).scatter_reduce(0, numbers, torch.arange(len(numbers)), "amin")
-    missing = (row_of == len(numbers)).nonzero().flatten().tolist()
-    if missing:
-        raise SampleError(
-            f"task '{task}': {len(missing)} of {count} {word} were not embedded, first {kind}:{missing[0]}; ranking "
-            "needs them all, so leave limit_val_batches and limit_test_batches alone and take smaller tasks instead"
-        )
-    return torch.cat([v for _, v in parts])[row_of]
+def _check_same(part: RetrievalTask, task: RetrievalTask) -> None:
+    if part.queries is not task.queries or part.candidates is not task.candidates:
+        raise SampleError(f"task '{part.name}' is in `also` of '{task.name}', but its items are not those of that task")
+
+
+def _rsums(results: list[Result]) -> dict[str, tuple[float, float, int]]:
+    """Name -> the sum of recalls in percent, what chance gives, and the most it could be."""
+    sums: dict[str, tuple[float, float, int]] = {}
+    for r in results:
+        if name := r.task.rsum:
+            if missing := [metric for metric in _RSUM if metric not in r.values]:
+                raise RecipeError(
+                    f"task '{r.task.name}' is part of the RSUM '{name}' but does not measure {missing[0]}"
+                )
+            value, base, most = sums.get(name, (0.0, 0.0, 0))
+            value, base = (old + 100 * sum(x[m] for m in _RSUM) for old, x in ((value, r.values), (base, r.chance)))
+            sums[name] = value, base, most + 100 * len(_RSUM)
+    return sums

@@ -18,6 +18,7 @@ import zoo
 from zoo.callbacks import report_page as page
 from zoo.callbacks.evaluation import Result, RetrievalEvaluation
 from zoo.callbacks.history import History
+from zoo.callbacks.measures import Measured
 from zoo.callbacks.report_charts import STYLE
 from zoo.callbacks.terminal import cells, show
 
@@ -83,10 +84,16 @@ class Report(Callback):
             series=STYLE,
             tiles=page.tiles(_headline(latest) + _effort(history)),
             facts=page.facts(_facts(trainer, module, history)),
-            results=page.results(ordered, "expected" if evaluation is None else evaluation.ties),
+            results=page.results(ordered, "expected" if evaluation is None else evaluation.ties) + _measures(trainer),
             curves="" if history is None else page.curves(history.curves, results.get("val") or latest),
             examples=page.examples(latest),
         )
+
+
+def _measures(trainer: Trainer) -> str:
+    """The tables of all callbacks that have some, those of the test first."""
+    found = [c.measures for c in trainer.callbacks if isinstance(c, Measured)]  # type: ignore[attr-defined]
+    return page.measures([tables[stage] for stage in ("test", "val") for tables in found if stage in tables])
 
 
 def _headline(results: list[Result]) -> list[tuple[str, str]]:

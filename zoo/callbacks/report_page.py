@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from zoo.callbacks.evaluation import Example, Result
 from zoo.callbacks.history import LEARNING_RATE, SECONDS, Curve
+from zoo.callbacks.measures import Measures
 from zoo.callbacks.report_charts import SERIES, Series, line_chart
 from zoo.callbacks.terminal import cells, sizes, title_of
 from zoo.metrics.retrieval import better_is_lower
@@ -80,6 +81,23 @@ def _task_rows(result: Result) -> str:
         numbers = f'<td class="n">{value}</td><td class="n quiet spread">{error}</td><td class="n quiet">{chance}</td>'
         rows.append(f'<tr class="{classes}">{name}<td>{_text(metric)}</td>{numbers}<td class="n">{times}</td></tr>')
     return "".join(rows)
+
+
+def measures(tables: Sequence[Measures]) -> str:
+    """What was measured beside ranking: one table each."""
+    parts = []
+    for table in tables:
+        body = "".join(f"<tr>{_row('td', row)}</tr>" for row in table.rows)
+        head = f"<thead><tr>{_row('th', table.columns)}</tr></thead>"
+        card = f'<div class="card wide"><table>{head}<tbody>{body}</tbody></table></div>'
+        note = f"<p>{_text(table.note)}</p>" if table.note else ""
+        parts.append(f"<h2>{_text(table.title)}</h2>{card}{note}")
+    return "".join(parts)
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    """The first cell is a name, the others are numbers."""
+    return "".join(f"<{tag}{' class=n' if number else ''}>{_text(cell)}</{tag}>" for number, cell in enumerate(cells))
 
 
 # ---- curves ----------------------------------------------------------------------------------------------------------

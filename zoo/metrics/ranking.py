@@ -11,7 +11,7 @@ vectors that differ are compared as they come: closer than about 1e-7 their orde
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,8 @@ Indexes = Sequence[Sequence[int]]
 _BLOCK_SCORES = 1 << 24  # scores held at a time: 64 MiB in fp32 (ours)
 _FEW = 16  # up to so many relevant candidates comparing is faster than sorting (ours, 2 CPU cores)
 _SLICE = 1 << 14  # rows fingerprinted at a time
+_COUNTED = 1 << 21  # scores compared at a time: their comparison stays in the cache (ours, likewise)
+_EXACT = 1 << 24  # up to here whole numbers are exact in fp32
 _LARGEST = 1e18  # of a norm: the product of two is still far from the end of fp32
 
 
@@ -71,7 +73,7 @@ def rank(
         NonFiniteError: a vector is NaN or infinite; names the query or candidate.
         SampleError: `relevant` or `pools` do not fit the vectors; names the query.
     """
-    queries, candidates = _checked(queries, "query", name), _checked(candidates, "candidate", name)
+    queries, candidates = checked_vectors(queries, "query", name), checked_vectors(candidates, "candidate", name)
     relevant, pools = checked_indexes(len(queries), len(candidates), relevant, pools, name)
     distinct, first_of = distinct_rows(candidates)
     columns, mask = _padded(relevant, candidates.device)
@@ -102,18 +104,14 @@ def best(
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct rows (U, E) of `rows` (C, E) fp32, and for each row which of them it is: (C,) int64.
 
-    Sorting 64-bit fingerprints is many times faster than sorting rows; the fingerprints are then verified.
+    Sorting 64-bit fingerprints is many times faster than sorting rows; rows that share one are then compared.
     """
-    rows = rows.contiguous() + 0.0  # -0.0 and 0.0 are one value
-    generator = torch.Generator().manual_seed(0)
-    odd = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator) * 2 + 1
-    odd = odd.to(rows.device)
-    bits = rows.view(torch.int32)
-    # sums of int64 products wrap around: exactly what a multiply-shift hash wants; in slices, to bound memory
-    marks = torch.cat([(part.long() * odd).sum(1) for part in torch.split(bits, _SLICE)])
+    marks = torch.cat([_fingerprints(part) for part in torch.split(rows, _SLICE)])
     _, first_of = torch.unique(marks, return_inverse=True)
     count = int(first_of.max()) + 1 if len(rows) else 0
     everyone = torch.arange(len(rows), device=rows.device)
+    if count == len(rows):
+        return rows, everyone
     chosen = everyone.new_full((count,), len(rows)).scatter_reduce(0, first_of, everyone, "amin")
     distinct = rows[chosen]
     parts = zip(torch.split(first_of, _SLICE), torch.split(rows, _SLICE), strict=True)
@@ -121,6 +119,16 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
         return distinct, first_of
     distinct, first_of = torch.unique(rows, dim=0, return_inverse=True)  # two rows share a fingerprint: the slow way
     return distinct, first_of
+
+
+def _fingerprints(rows: Tensor) -> Tensor:
+    """(C,) int64, equal for equal rows (C, E) fp32: the sum of their 64-bit words, each times an odd number of its own."""
+    if rows.shape[1] % 2:
+        rows = torch.nn.functional.pad(rows, (0, 1))
+    words = (rows + 0.0).contiguous().view(torch.int64)  # -0.0 and 0.0 are one value
+    generator = torch.Generator().manual_seed(0)
+    odd = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=generator) * 2 + 1
+    return (words * odd.to(rows.device)).sum(1)  # wraps around: exactly what a multiply-shift hash wants
 
 
 @contextmanager
@@ -147,10 +155,17 @@ def checked_indexes(
     right = [_indexes(entry, candidates, f"{name}: query {i}: relevant") for i, entry in enumerate(relevant)]
     if pools is None:
         return right, None
-    lists = [_indexes(entry, candidates, f"{name}: query {i}: pool") for i, entry in enumerate(pools)]
-    for i, (wanted, pool) in enumerate(zip(right, lists, strict=True)):
-        if missing := set(wanted) - set(pool):
-            raise SampleError(f"{name}: query {i}: its relevant candidate {min(missing)} is not in its pool")
+    # pools that queries share (folds) are checked and kept once; the entry is kept too, or its id could come again
+    known: dict[int, tuple[Sequence[int], list[int], set[int]]] = {}
+    lists = []
+    for i, (wanted, entry) in enumerate(zip(right, pools, strict=True)):
+        if id(entry) not in known:
+            found = _indexes(entry, candidates, f"{name}: query {i}: pool")
+            known[id(entry)] = entry, found, set(found)
+        _, pool, members = known[id(entry)]
+        if missing := [index for index in wanted if index not in members]:
+            raise SampleError(f"{name}: query {i}: its relevant candidate {missing[0]} is not in its pool")
+        lists.append(pool)
     return right, lists
 
 
@@ -163,7 +178,8 @@ def _indexes(entry: Sequence[int], count: int, where: str) -> list[int]:
     return found
 
 
-def _checked(vectors: Tensor, kind: str, name: str) -> Tensor:
+def checked_vectors(vectors: Tensor, kind: str, name: str) -> Tensor:
+    """(R, E) in fp32, without gradients. Raises NonFiniteError, naming the first `kind` of vector that is not finite."""
     vectors = vectors.detach().float()
     norms = torch.linalg.vector_norm(vectors, dim=1)
     if bad := (~(norms < _LARGEST)).nonzero().flatten().tolist():
@@ -192,15 +208,29 @@ def _block(
 def _count(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """How many of each row's `scores` (b, C) are above and equal to each of its `own` (b, R): two (b, R) int64."""
     if own.shape[1] <= _FEW:
-        # int32 sums are twice as fast as the default ones
-        above = [(scores > column[:, None]).sum(1, dtype=torch.int32) for column in own.unbind(1)]
-        tied = [(scores == column[:, None]).sum(1, dtype=torch.int32) for column in own.unbind(1)]
-        return torch.stack(above, 1).long(), torch.stack(tied, 1).long()
+        return _compared(scores, own, torch.gt), _compared(scores, own, torch.eq)
     ordered = scores.sort(dim=1).values
     upper = torch.searchsorted(ordered, own.contiguous(), right=True)
     lower = torch.searchsorted(ordered, own.contiguous())
     nothing = own.isnan()
     return (ordered.shape[1] - upper).masked_fill(nothing, 0), (upper - lower).masked_fill(nothing, 0)
+
+
+def _compared(scores: Tensor, own: Tensor, holds: Callable[..., Tensor]) -> Tensor:
+    """(b, R) int64: for how many of `scores` the comparison with each of `own` holds.
+
+    It is written as fp32, ones and zeros: their sum is many times faster than that of truth values.
+    """
+    total = torch.float64 if scores.shape[1] >= _EXACT else torch.float32
+    size = max(1, _COUNTED // scores.shape[1])
+    buffer = torch.empty_like(scores[:size], dtype=torch.float32)
+    counts = [
+        torch.stack(
+            [holds(part, value[:, None], out=buffer[: len(part)]).sum(1, dtype=total) for value in mine.unbind(1)]
+        )
+        for part, mine in zip(scores.split(size), own.split(size), strict=True)
+    ]
+    return torch.cat(counts, 1).T.long()
 
 
 def _blocks(queries: int, candidates: int, pools: Indexes | None, block_scores: int) -> Iterator[slice]:

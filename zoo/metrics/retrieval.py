@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UnknownNameError
+from zoo.metrics.classification import by_class
 from zoo.metrics.ranking import Indexes, Ranks, checked_indexes, rank
 from zoo.types import RetrievalTask
 
@@ -76,6 +77,7 @@ def standard_errors(values: dict[str, Tensor]) -> dict[str, float]:
 def chance(task: RetrievalTask) -> dict[str, float]:
     """What constant embeddings score on the task, which is the expectation of guessing."""
     check_metrics(task.metrics)
+    task = by_class(task)
     relevant, pools = checked_indexes(
         len(task.queries), len(task.candidates), task.relevant, task.pools, f"task '{task.name}'"
     )
