@@ -30,6 +30,13 @@ class LastToken(nn.Module, Pooling):
         return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
 
 
+class FirstToken(nn.Module, Pooling):
+    """The state of the first token, such as BERT's [CLS] (ALIGN, LiT); the processor's caption needs it as `bos`."""
+
+    def forward(self, hidden: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
+        return hidden[:, 0]
+
+
 class MeanPooling(nn.Module, Pooling):
     """The mean over real tokens (ABC, MoCa).
 

@@ -132,6 +132,7 @@ class EmojiRetrieval(Source):
         direction: which side is the query; "both" draws one or the other.
         tag_probability: how often tags are part of the text (half of these draws: tags alone).
         english_probability: how often English is drawn when other languages are there too; None: like any other.
+        captions: texts per sample; more than 1 makes the text view a tuple of independent draws.
         per: "emoji" makes every skin tone a record; "base" makes one record of all tones and draws one of them.
         instructions: True puts `INSTRUCTIONS` on queries; a mapping from direction to text replaces them.
     """
@@ -144,6 +145,7 @@ class EmojiRetrieval(Source):
         direction: Direction = "text_to_image",
         tag_probability: float = 0.0,
         english_probability: float | None = None,
+        captions: int = 1,
         per: Literal["emoji", "base"] = "emoji",
         instructions: bool | dict[str, str] = False,
         name: str = "emoji",
@@ -158,6 +160,9 @@ class EmojiRetrieval(Source):
             None if english_probability is None else _probability("english_probability", english_probability)
         )
         self.instructions = choose_instructions(instructions)
+        if captions < 1:
+            raise ZooError(f"captions is {captions}; an emoji needs at least one text")
+        self.captions = captions
         self.records = group_records(read_emoji(split, self.languages), per)
 
     def __len__(self) -> int:
@@ -167,13 +172,16 @@ class EmojiRetrieval(Source):
         """One pair; see the class."""
         emoji = rng.choice(self.records[index])
         style = rng.choice(self.styles)
-        text = self._text(emoji, self._language(rng), rng)
+        texts = [self._text(emoji, self._language(rng), rng) for _ in range(self.captions)]
         direction = self.direction if self.direction != "both" else rng.choice(("text_to_image", "image_to_text"))
         instruction = self.instructions.get(direction)
-        if direction == "text_to_image":
-            views = {"query": Item(text=text, instruction=instruction), "target": drawing(emoji, style)}
+        queries = direction == "text_to_image"
+        items = tuple(Item(text=text, instruction=instruction if queries else None) for text in texts)
+        written = items[0] if self.captions == 1 else items
+        if queries:
+            views = {"query": written, "target": drawing(emoji, style)}
         else:
-            views = {"query": drawing(emoji, style, instruction), "target": Item(text=text)}
+            views = {"query": drawing(emoji, style, instruction), "target": written}
         return Sample(id=f"emoji/{emoji.id}/{style}", views=views, label=emoji.label, source=self.name)
 
     def _language(self, rng: random.Random) -> str:

@@ -1,0 +1,68 @@
+"""The use of shared codes, measured while training; and settings that change with the step."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zoo.callbacks.annealing import Annealing
+from zoo.callbacks.code_usage import CodeUsage
+from zoo.errors import RecipeError
+from zoo.metrics.codes import active_codes, shared_codes
+from zoo.nn.discrete_tokens import FiniteDiscreteTokens
+
+
+def test_codes_of_a_row_and_of_a_pair() -> None:
+    left = torch.tensor([[0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    right = torch.tensor([[0.0, 0.2, 0.8, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    assert float(active_codes(left)) == 1.5
+    assert float(shared_codes(left, right)) == pytest.approx((1 / 3 + 1) / 2)
+
+
+class Model(nn.Module):
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.shared, self.drop = FiniteDiscreteTokens(8, 4, temperature=1.0), nn.Dropout(0.5)
+        self.logged: dict[str, float] = {}
+
+    def encode(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.shared(self.drop(inputs["x"]), None)
+
+    def log(self, name: str, value: Tensor, **options: Any) -> None:
+        self.logged[name] = float(value)
+
+
+def test_logs_at_its_steps_and_leaves_random_numbers_alone() -> None:
+    model, callback = Model().eval(), CodeUsage(every=5)
+    x = torch.randn(6, 3, 4)
+    batch = SimpleNamespace(views={"query": {"x": x}, "target": {"x": x}})
+    callback.on_train_batch_end(SimpleNamespace(global_step=3), model, None, batch, 0)
+    assert not model.logged
+    model.train()
+    before = torch.get_rng_state()
+    callback.on_train_batch_end(SimpleNamespace(global_step=5), model, None, batch, 0)
+    assert torch.equal(before, torch.get_rng_state())
+    model.eval()
+    callback.on_train_batch_end(SimpleNamespace(global_step=10), model, None, batch, 0)
+    assert model.logged["train/codes/query"] == model.logged["train/codes/target"] >= 1
+    assert model.logged["train/codes/shared"] == 1 > model.logged["train/codes/unrelated"]
+    assert not model.shared.activation._forward_hooks
+
+
+def test_models_without_codes_are_refused() -> None:
+    with pytest.raises(RecipeError, match="shared codes"):
+        CodeUsage().on_fit_start(None, nn.Linear(2, 2))
+
+
+def test_annealing_tells_every_part_the_step() -> None:
+    model = nn.ModuleList([FiniteDiscreteTokens(8, 4, 8.0, decay=0.5, decay_every=10) for _ in range(2)])
+    for step in (0, 10, 15):
+        Annealing().on_train_batch_start(SimpleNamespace(global_step=step), model, None, 0)
+    assert [float(part.temperature) for part in model] == [4.0, 4.0]
