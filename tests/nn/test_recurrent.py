@@ -76,7 +76,9 @@ def test_vector_attention_is_its_formula() -> None:
     for row, length in enumerate((4, 2)):
         for d in range(6):
             scores = [
-                float(part.up.weight[d] @ torch.tanh(part.down.weight @ h + part.down.bias) + part.up.bias[d])
+                float(
+                    (part.up.weight[d] @ torch.tanh(part.down.weight @ h + part.down.bias) + part.up.bias[d]).detach()
+                )
                 for h in hidden[row, :length]
             ]
             weights = torch.tensor(scores).softmax(0)
