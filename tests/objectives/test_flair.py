@@ -89,8 +89,8 @@ def slow(
 def test_equals_the_loop(each: int, masked: bool) -> None:
     loss, batch = objective(), encoded(each=each, masked=masked)
     found = loss(batch, batch)
-    assert float(found["loss"]) == pytest.approx(slow(loss, batch, set()), rel=1e-6)
-    assert float(found["loss"]) == pytest.approx(float(found["conditioned"] + found["whole"]) / 2)
+    assert found["loss"].item() == pytest.approx(slow(loss, batch, set()), rel=1e-6)
+    assert found["loss"].item() == pytest.approx((found["conditioned"] + found["whole"]).item() / 2)
 
 
 @pytest.mark.parametrize("duplicates", ["keep", "positive", "mask"])
@@ -98,7 +98,7 @@ def test_texts_of_the_same_label(duplicates: str) -> None:
     loss, batch = objective(duplicates=duplicates), encoded(labels=torch.tensor([7, -1, 7, 3]))
     same = {(0, 2), (2, 0)}
     right, left_out = (same if duplicates == "positive" else set()), (same if duplicates == "mask" else set())
-    assert float(loss(batch, batch)["loss"]) == pytest.approx(slow(loss, batch, right, left_out), rel=1e-6)
+    assert loss(batch, batch)["loss"].item() == pytest.approx(slow(loss, batch, right, left_out), rel=1e-6)
 
 
 def test_blocks_give_the_same_loss_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

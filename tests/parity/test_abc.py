@@ -133,7 +133,7 @@ def test_head_and_temperature_come_from_the_first_adapter(official: tuple[Path, 
     root, reference = official
     for stem in ("abc-qwen2vl", "abc-qwen2vl-pretrain"):
         objective = encoder(root, stem).objective
-        assert 1 / objective.scale.item() == pytest.approx(reference.temperature)
+        assert 1 / objective.temperature().item() == pytest.approx(reference.temperature)
         assert reference.temperature != pytest.approx(0.07)
 
 

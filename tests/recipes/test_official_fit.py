@@ -138,4 +138,4 @@ def test_second_stage_of_abc_by_the_command(tmp_path: Path, monkeypatch: pytest.
     first, second = zoo.load("abc-qwen2vl-pretrain"), zoo.load(f"path:{tmp_path / 'run'}")
     texts = ["a dog", "a tree behind a house"]
     np.testing.assert_allclose(second.encode(texts), first.encode(texts), atol=1e-5)
-    assert second.module.objective.temperature.parameter.item() == first.module.objective.parameter.item()  # type: ignore[union-attr]
+    assert second.module.objective.temperature.parameter.item() == first.module.objective.temperature.parameter.item()  # type: ignore[union-attr]
