@@ -1,0 +1,33 @@
+"""A slowly following copy of a model, whose vectors are steadier than the model's own (MoCo, arXiv:1911.05722)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Momentum(nn.Module):
+    """Copy whose parameters are exponential moving averages: slow = m slow + (1 - m) fast. It gets no gradient, so it is
+    in no optimizer; it is saved with the model.
+
+    Args:
+        model: is copied as it is now.
+        momentum: m (ALBEF, arXiv:2107.07651: 0.995).
+    """
+
+    def __init__(self, model: nn.Module, momentum: float) -> None:
+        super().__init__()
+        self.model: Any = copy.deepcopy(model).requires_grad_(False)
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module) -> None:
+        """Move towards the model's parameters, and take its buffers. Frozen ones are equal already."""
+        fast: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, slow in self.model.named_parameters():
+            slow.lerp_(fast[name].to(slow.dtype), 1 - self.momentum)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(fast[name])
