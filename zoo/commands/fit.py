@@ -120,7 +120,9 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # that is how it is called here
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda line: "litlogger" not in line.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda line: "litlogger" not in line.getMessage()
+    )
     argv = with_recipe_files(argv)
     quiet = {"exit_on_error": False}  # a wrong key becomes one sentence (zoo.parsing) instead of a page of usage
     ZooCLI(
