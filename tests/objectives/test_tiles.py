@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from zoo.objectives.binary import sigmoid_sums
 from zoo.objectives.contrastive import row_blocks, softmax_losses
 
 
@@ -148,3 +149,28 @@ def test_row_blocks_are_one_block() -> None:
         strict=True,
     ):
         torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.3, 1000.0])
+@pytest.mark.parametrize("kind", ["own", "signs"])
+def test_sigmoid_tiles_equal_dense_and_loop(scale: float, kind: str) -> None:
+    rows, columns = unit(7, 5, 0), unit(9, 5, 1)
+    value = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    bias = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+    own = torch.randperm(9, generator=torch.Generator().manual_seed(2))[:7]
+    table = torch.randint(-1, 2, (7, 9), generator=torch.Generator().manual_seed(3)).double()
+    if kind == "own":
+        table = torch.full((7, 9), -1.0).double().scatter_(1, own[:, None], 1.0)
+    answers = own if kind == "own" else lambda part: table[part]
+    found = []
+    for sizes in ({"dense_cells": 1 << 40}, {"dense_cells": 0, "tile_cells": 27}):
+        sums = sigmoid_sums(rows, columns, value, bias, answers, **sizes)
+        total = (sums * torch.linspace(0.5, 2, 7, dtype=torch.float64)).sum()
+        found.append((sums.detach(), *torch.autograd.grad(total, (rows, columns, value, bias))))
+    for left, right in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-11)
+        assert torch.isfinite(left).all()
+    for i in range(7):
+        cells = [(float(table[i, j]), scale * float(rows[i] @ columns[j]) - 2.0) for j in range(9) if table[i, j]]
+        expected = sum(max(0.0, -y * z) + math.log1p(math.exp(-abs(z))) for y, z in cells)
+        assert float(found[0][0][i]) == pytest.approx(expected, rel=1e-9, abs=1e-11)

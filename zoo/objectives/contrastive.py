@@ -210,7 +210,7 @@ class _TiledSoftmax(torch.autograd.Function):
                 to_columns.addmm_(gradient.T, rows[part])
         # d loss / d scale = sum of gradient x cosine = sum over rows of <row, what came back to it>
         to_scale = (to_rows * rows).sum().reshape(scale.shape)
-        return to_rows.mul_(scale), to_columns.mul_(scale), to_scale, None
+        return to_rows.mul_(scale), to_columns.mul_(scale), to_scale.to(scale.dtype), None
 
 
 def _cell_gradient(logits: Tensor, lse: Tensor, grad: Tensor, options: _Softmax, part: slice) -> Tensor:

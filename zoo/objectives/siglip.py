@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.objectives.contrastive import at_least_fp32, row_blocks
+from zoo.objectives.binary import sigmoid_sums
 from zoo.objectives.direction import Duplicates
 from zoo.objectives.match import Match
 from zoo.objectives.objective import Objective, share, view
@@ -69,17 +68,13 @@ def sigmoid_losses(
 ) -> Tensor:
     """Sum over all columns of the binary losses of every row, (R,) fp32."""
     match = Match(local, everyone, rows, columns)
-    left, right = at_least_fp32(view(local, rows).vector), at_least_fp32(view(everyone, columns).vector)
+    left, right = view(local, rows).vector, view(everyone, columns).vector
+    if match.column is not None and (duplicates == "keep" or match.distinct):
+        return sigmoid_sums(left, right, scale, bias, match.column)
 
-    def block(part: slice) -> Tensor:
-        with torch.autocast(left.device.type, enabled=False):
-            logits = (left[part] * scale) @ right.T + bias
-            yes = match.own(part)
-            if duplicates == "keep" or match.distinct:
-                return F.softplus(torch.where(yes, -logits, logits)).sum(1)
-            same = match.same(part)
-            if duplicates == "positive":
-                return F.softplus(torch.where(same, -logits, logits)).sum(1)
-            return F.softplus(torch.where(yes, -logits, logits)).masked_fill(same & ~yes, 0.0).sum(1)
+    def signs(part: slice) -> Tensor:
+        yes = match.own(part) if duplicates == "keep" else match.same(part)
+        cells = torch.where(yes, 1.0, -1.0)
+        return cells.masked_fill(yes & ~match.own(part), 0.0) if duplicates == "mask" else cells
 
-    return row_blocks(block, len(left), len(right))
+    return sigmoid_sums(left, right, scale, bias, signs)
