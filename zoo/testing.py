@@ -187,15 +187,20 @@ def check_state(module: EmbeddingModule) -> None:
     assert torch.equal(expected, embed_items(module, items).vector), "saving and loading changed the vectors"
 
 
+def check_training(module: EmbeddingModule) -> None:
+    """What depends on the objective: gradients, chunks, learning. The module is trained a little."""
+    check_gradients(module)
+    check_chunking(module)
+    check_learns(module)
+
+
 def check_architecture(module: EmbeddingModule) -> None:
     """All checks but export. The module is trained a little by them."""
     check_embedding(module)
     check_batch_invariance(module)
     check_processor(module)
     check_state(module)
-    check_gradients(module)
-    check_chunking(module)
-    check_learns(module)
+    check_training(module)
 
 
 def check_export(module: EmbeddingModule, folder: Path, tolerance: float = 1e-4) -> None:
