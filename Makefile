@@ -19,7 +19,7 @@ fit: $(VENV)/.core  ## train the default recipe on the packaged data, measure it
 	$(VENV)/bin/zoo fit --config $(RECIPE)
 
 test: $(VENV)/.dev  ## all tests that take seconds, without network
-	$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
+	$(VENV)/bin/python -m pytest -n auto $(PYTEST_OPTIONS)
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(VENV)/bin/python -m pytest -m "slow and not gpu" $(PYTEST_OPTIONS)

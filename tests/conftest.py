@@ -20,6 +20,7 @@ os.environ |= {
     "MPLBACKEND": "agg",
     "MPLCONFIGDIR": f"{_home.name}/matplotlib",
     "NO_COLOR": "1",
+    "OMP_NUM_THREADS": "1",  # `make test` runs a worker per core
     "TOKENIZERS_PARALLELISM": "false",
 }
 
