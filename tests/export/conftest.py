@@ -65,6 +65,12 @@ def exported(embedder: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return export_embedder(embedder, tmp_path_factory.mktemp("export") / "tiny")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def written(exported: Any) -> set[str]:
+    """What lay in the folder right after the export, before any test ran the code in it (Python then adds its caches)."""
+    return {p.relative_to(exported.folder).as_posix() for p in exported.folder.rglob("*") if p.is_file()}
+
+
 @pytest.fixture
 def copied(exported: Any, tmp_path: Path) -> Path:
     """A copy of the export folder, to be damaged."""
