@@ -5,14 +5,13 @@
 
 Every measurement is a process of its own, ours and theirs by turns. Memory is what the process' peak grew by over the inputs
 (resident set on the CPU, allocator's peak on a GPU). Before anything is timed, loss and gradients must agree: 1e-6 of
-their norm in fp32 at the size measured.
+their norm in fp32 at the size measured. The last line of each loss is the exponent p of memory ~ N^p, fitted over all sizes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+from alternating import peak, start_of_peak
 
 PAIRS = {
     "InfoNCE": "open_clip.loss.ClipLoss",
@@ -86,15 +86,7 @@ def _peak(device: str, reset: bool = False) -> float:
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated() / 2**20
         return torch.cuda.max_memory_allocated() / 2**20
-    if reset:  # what was freed before must not hide what comes
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 if not reset else _resident()
-
-
-def _resident() -> float:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) / 2**10 for line in file if line.startswith("VmRSS"))
+    return start_of_peak() if reset else peak()
 
 
 def agree(name: str, size: int, width: int, device: str) -> float:
@@ -109,6 +101,14 @@ def agree(name: str, size: int, width: int, device: str) -> float:
     for left, right in zip(*results, strict=True):
         worst = max(worst, float((left - right).norm() / right.norm()))
     return worst
+
+
+def exponent(sizes: list[int], mib: list[float]) -> float:
+    """Slope of log memory over log N, least squares."""
+    if len(sizes) < 2:
+        return float("nan")
+    x, y = (torch.tensor(values, dtype=torch.float64).log2() for values in (sizes, mib))
+    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
 
 
 def main() -> None:
@@ -127,6 +127,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.device}, D = {arguments.width}")
     print("| loss | N | ours MiB | theirs MiB | ratio | ours s | theirs s | ratio | agreement |\n" + "|---" * 9 + "|")
     for name in arguments.losses:
+        grown: dict[str, list[float]] = {"ours": [], "theirs": []}
         for size in arguments.sizes:
             found: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
             for _ in range(arguments.repeats):
@@ -142,6 +143,10 @@ def main() -> None:
                 f"| {mine['seconds']:.2f} | {peer['seconds']:.2f} | {mine['seconds'] / peer['seconds']:.2f} | {worst:.0e} |",
                 flush=True,
             )
+            for side in grown:
+                grown[side].append(row[side]["mib"])
+        fits = {side: exponent(arguments.sizes, values) for side, values in grown.items()}
+        print(f"{name}: memory grows as N^{fits['ours']:.2f}, theirs as N^{fits['theirs']:.2f}", flush=True)
 
 
 if __name__ == "__main__":

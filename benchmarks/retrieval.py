@@ -10,12 +10,11 @@ equal first. Extra memory is what the process' peak grew by during ours.
 from __future__ import annotations
 
 import argparse
-import resource
 
 import faiss
 import torch
 import torch.nn.functional as F
-from alternating import alternate, machine, row
+from alternating import alternate, machine, peak, row, start_of_peak
 from torchmetrics.retrieval import RetrievalRecall
 
 from zoo.metrics.retrieval import retrieval_metrics
@@ -53,9 +52,9 @@ def top(repeats: int, queries_count: int, candidates_count: int) -> str:
     queries, candidates = unit(queries_count, 512, 0), unit(candidates_count, 512, 1)
     index = faiss.IndexFlatIP(512)
     index.add(candidates.numpy())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = start_of_peak()
     found = search(queries, candidates, 100)
-    extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    extra = peak() - before
     _, peer = index.search(queries.numpy(), 100)
     same = (found.indexes.sort(1).values == torch.from_numpy(peer).sort(1).values).float().mean()
     assert same > 0.9999, same  # scores closer than fp32 rounding may trade places

@@ -6,6 +6,7 @@ python benchmarks/trainer_overhead.py
 from __future__ import annotations
 
 import copy
+import logging
 import time
 import warnings
 from pathlib import Path
@@ -87,6 +88,7 @@ def bare_steps(module) -> tuple[float, list[float]]:  # type: ignore[no-untyped-
 
 def main() -> None:
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     model = yaml.safe_load(RECIPE.read_text())["model"]
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):  # the same losses whoever draws random numbers
         model["init_args"]["text"]["init_args"]["config"][name] = 0.0

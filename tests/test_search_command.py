@@ -19,10 +19,9 @@ import toy
 from PIL import Image
 
 import zoo
-from zoo import cli
+from zoo import cli, files
 from zoo.bundle import write_bundle
 from zoo.errors import SampleError, ZooError
-from zoo.vectors import search
 from zoo.vectors.search import nearest
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
@@ -197,12 +196,12 @@ def test_a_cache_that_cannot_be_written(
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert search.cache_folder() == Path(os.environ["ZOO_CACHE"])
+    assert files.cache_folder() == Path(os.environ["ZOO_CACHE"])
     monkeypatch.delenv("ZOO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert search.cache_folder() == Path("/x/zoo")
+    assert files.cache_folder() == Path("/x/zoo")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert search.cache_folder() == Path.home() / ".cache" / "zoo"
+    assert files.cache_folder() == Path.home() / ".cache" / "zoo"
 
 
 def test_pictures_that_cannot_be_read_are_left_out(model: str, folder: Path, capsys: Any) -> None:

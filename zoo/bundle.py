@@ -40,6 +40,8 @@ MANIFEST = "bundle.json"
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
 FORMAT = 1
+# those that vectors depend on
+_LIBRARIES = ("torch", "lightning", "transformers", "timm", "open_clip_torch", "tokenizers", "safetensors")
 _PREFIX = "bundle:"
 StorageDtype = Literal["float16", "bfloat16"]
 
@@ -124,7 +126,7 @@ def _listed(folder: Path) -> dict[str, dict[str, str | int]]:
 def versions() -> dict[str, str]:
     """Versions of the zoo and of what its vectors depend on."""
     found = {"python": platform.python_version()}
-    for distribution in ("embedding-zoo", "torch", "lightning", "transformers", "tokenizers", "safetensors"):
+    for distribution in ("embedding-zoo", *_LIBRARIES):
         try:
             found[distribution] = metadata.version(distribution)
         except metadata.PackageNotFoundError:

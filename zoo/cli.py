@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TextIO
 
 import zoo
-from zoo.errors import UnknownNameError, ZooError, suggest
-from zoo.registry import PluginWarning
+from zoo.errors import UnknownNameError, ZooError, ZooWarning, suggest
 
 _LOOK = {
     "list": "the entries of the zoo: name, size, weights, licence",
     "show": "one entry: its card, where its weights are, its recipe, measured results",
     "doctor": "what is installed here, what can run, what is missing and how to get it",
-    "data": "the packaged data: counts, licences, a contact sheet",
+    "data": "the packaged data: counts, licences, a contact sheet; tar shards from any source",
 }
 _TRAIN = {
     "fit": "train from a recipe: zoo fit --config recipes/vlm2vec.yaml",
@@ -27,13 +26,14 @@ _TRAIN = {
     "test": "the same on the test tasks",
     "predict": "embed the data of a recipe",
 }
+_AROUND_TRAINING = {"cache": "encode the data of a recipe once, for training on frozen encoders"}
 _USE = {
     "embed": "embed a folder, Parquet or JSONL file into Parquet or NPY",
     "search": 'find pictures and texts: zoo search vlm2vec-emoji "a person swimming" --in emoji',
     "export": "write ONNX graphs that give the same vectors without torch",
 }
-_GROUPS = {"look": _LOOK, "train and measure": _TRAIN, "use": _USE}
-COMMANDS = {**_LOOK, **_TRAIN, **_USE}
+_GROUPS = {"look": _LOOK, "train and measure": {**_TRAIN, **_AROUND_TRAINING}, "use": _USE}
+COMMANDS = {**_LOOK, **_TRAIN, **_AROUND_TRAINING, **_USE}
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -126,7 +126,7 @@ def _print_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    if issubclass(category, PluginWarning):
+    if issubclass(category, ZooWarning):
         _print_problem("warning", str(message))
     else:  # of a library: where it comes from matters
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)

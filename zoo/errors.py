@@ -40,6 +40,10 @@ class NonFiniteError(ZooError, ArithmeticError):
     """A loss, gradient or embedding is NaN or infinite: names the batch."""
 
 
+class ZooWarning(UserWarning):
+    """What a user should know and the run survives; the command line prints it as one line."""
+
+
 class MissingExtraError(ZooError, ImportError):
     """A feature whose packages are not installed: says which extra brings them."""
 

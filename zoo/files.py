@@ -1,7 +1,12 @@
-"""Where a file named in a recipe lies: inside the package, on this disk, or in a hub repository."""
+"""Where files lie: those that a recipe names, what the zoo keeps for later; and how one is written, whole or not at all."""
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zoo.errors import ZooError
@@ -24,3 +29,35 @@ def locate(source: str) -> Path:
     if not path.is_file():
         raise ZooError(f"there is no file '{path}' (from '{source}')")
     return path
+
+
+def cache_folder() -> Path:
+    """Where the zoo keeps what it can make again: ZOO_CACHE, else XDG_CACHE_HOME/zoo, else ~/.cache/zoo."""
+    if os.environ.get("ZOO_CACHE"):
+        return Path(os.environ["ZOO_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "zoo"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        ZooError: no space left, or the place can't be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ZooError(
+                f"no space left to write {path}: free some or choose another disk; nothing was lost"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise ZooError(f"{path} can't be written ({error.strerror}); choose another place") from error
+        raise
+    finally:
+        with suppress(OSError):  # where the place itself is the problem, there is nothing to remove
+            partial.unlink(missing_ok=True)

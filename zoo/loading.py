@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,7 +248,7 @@ def _checkpoint(run: Path) -> Path:
 def _recipe_beside(checkpoint: Path) -> Recipe:
     for folder in list(checkpoint.absolute().parents)[:2]:
         if (folder / "recipe.yaml").is_file():
-            return read_recipe(folder / "recipe.yaml")
+            return replace(read_recipe(folder / "recipe.yaml"), name=folder.name)
     raise RecipeError(
         f"there is no recipe.yaml beside {checkpoint} or above it; "
         f"name the recipe: zoo.load('NAME', weights='{checkpoint}')"
@@ -284,7 +285,7 @@ def _read_frozen(module: EmbeddingModule, missing: set[str], base: str, local: P
     parts: dict[str, Any] = {
         f"{name}.": part
         for name, part in module.named_modules()
-        if callable(getattr(part, "load_pretrained", None)) and (base or getattr(part, "pretrained", None))
+        if hasattr(part, "pretrained") and (base or part.pretrained)
     }
     module.apply_freeze()
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}

@@ -18,7 +18,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, ZooWarning
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -33,7 +33,7 @@ Architecture = TypeVar("Architecture", bound="type[EmbeddingModule]")
 _architectures: dict[str, type[EmbeddingModule]] = {}
 
 
-class PluginWarning(UserWarning):
+class PluginWarning(ZooWarning):
     """Something that was added to the zoo does not work and is left out; the rest of the zoo goes on."""
 
 

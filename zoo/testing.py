@@ -43,8 +43,8 @@ def example_items(seed: int = 0) -> list[Item]:
     ]
 
 
-def example_samples(count: int = 4, seed: int = 0) -> list[Sample]:
-    """Training samples of a query picture and a target text."""
+def example_samples(count: int = 4, seed: int = 0, mixed: bool = False) -> list[Sample]:
+    """Training samples of a query picture (if `mixed`, every second one with a text) and a target text."""
     generator = np.random.default_rng(seed)
     texts = ["a cat", "red dog", "find a red cat", "a dog find"]
     sizes = [(64, 64), (32, 64), (80, 40), (48, 48)]
@@ -53,12 +53,22 @@ def example_samples(count: int = 4, seed: int = 0) -> list[Sample]:
         Sample(
             str(i),
             {
-                "query": Item(images=(Image.fromarray(pictures[i % 4]),)),
+                "query": Item("find" if mixed and i % 2 else None, (Image.fromarray(pictures[i % 4]),)),
                 "target": Item(text=texts[i % 4] + " cat" * (i // 4)),
             },
         )
         for i in range(count)
     ]
+
+
+def training_samples(module: EmbeddingModule) -> list[Sample]:
+    """The example samples; every second query is picture and text together, where the model takes that."""
+    mixed = example_samples(mixed=True)
+    try:
+        module.processor(mixed)
+        return mixed
+    except ZooError:
+        return example_samples()
 
 
 def accepted_items(module: EmbeddingModule) -> list[Item]:
@@ -109,7 +119,7 @@ def check_gradients(module: EmbeddingModule) -> None:
     """Every trainable parameter gets a gradient from one training batch."""
     module.train()
     module.zero_grad()
-    batch = module.processor(example_samples())
+    batch = module.processor(training_samples(module))
     encoded = module._encoded(batch)
     assert module.objective is not None, "the module has no objective"
     module.objective(encoded, encoded)["loss"].backward()
@@ -121,7 +131,7 @@ def check_gradients(module: EmbeddingModule) -> None:
 def check_learns(module: EmbeddingModule, steps: int = 15) -> None:
     """A few steps on one batch lower the loss."""
     module.train()
-    batch = module.processor(example_samples())
+    batch = module.processor(training_samples(module))
     assert module.objective is not None, "the module has no objective"
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-3)
     losses = []
@@ -143,7 +153,7 @@ def check_chunking(module: EmbeddingModule, tolerance: float = 1e-6) -> None:
     """
     assert module.objective is not None, "the module has no objective"
     double = copy.deepcopy(module).double().eval()
-    batch = double.processor(example_samples())
+    batch = double.processor(training_samples(double))
     for inputs in batch.views.values():
         inputs.update({name: value.double() for name, value in inputs.items() if value.is_floating_point()})
     gradients = []
@@ -162,7 +172,7 @@ def check_chunking(module: EmbeddingModule, tolerance: float = 1e-6) -> None:
 
 def check_processor(module: EmbeddingModule) -> None:
     """The processor survives pickling, small, and gives the same tensors afterwards."""
-    samples = example_samples()
+    samples = training_samples(module)
     first = module.processor(samples)
     data = pickle.dumps(module.processor)
     assert len(data) < PROCESSOR_BYTES, f"the processor pickles to {len(data)} bytes: it must not hold weights"

@@ -188,7 +188,7 @@ def test_a_report_that_cannot_be_written_does_not_stop_the_run(
             Towers(), Pairs([task()])
         )
     assert len(history.curves["val/primary"]) == 3
-    assert capsys.readouterr().out.count("warning: the report can't be written: [Errno 28] No space left") == 1
+    assert capsys.readouterr().out.count("warning: the report can't be written: no space left to write") == 1
     assert list((tmp_path / "run").iterdir()) == []
 
 

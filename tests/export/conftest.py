@@ -62,7 +62,11 @@ def exported(embedder: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What `export_embedder` gave. Not to be changed: copy the folder first."""
     from zoo.export.folder import export_embedder
 
-    return export_embedder(embedder, tmp_path_factory.mktemp("export") / "tiny")
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, False  # as for most users, whatever is set here
+    try:
+        return export_embedder(embedder, tmp_path_factory.mktemp("export") / "tiny")
+    finally:
+        sys.dont_write_bytecode = before
 
 
 @pytest.fixture(scope="session", autouse=True)

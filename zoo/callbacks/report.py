@@ -21,6 +21,8 @@ from zoo.callbacks.history import History
 from zoo.callbacks.measures import Measured
 from zoo.callbacks.report_charts import STYLE
 from zoo.callbacks.terminal import cells, show
+from zoo.errors import ZooError
+from zoo.files import replacing
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 Kind = TypeVar("Kind", bound=Callback)
@@ -64,8 +66,9 @@ class Report(Callback):
         stage = trainer.state.fn.value if trainer.state.fn else "run"
         path = Path(self.dirpath) / ("report.html" if trained else f"report-{stage}.html")
         try:
-            _replace(path, self._page(trainer, module, history if trained else None))
-        except OSError as error:
+            with replacing(path) as partial:
+                partial.write_text(self._page(trainer, module, history if trained else None), "utf-8")
+        except (OSError, ZooError) as error:
             if str(error) != self._problem:  # once, not after every validation
                 show(trainer, f"warning: the report can't be written: {error}")
             self._problem = str(error)
@@ -171,14 +174,3 @@ def _duration(seconds: float) -> str:
 
 def _first(trainer: Trainer, kind: type[Kind]) -> Kind | None:
     return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
-
-
-def _replace(path: Path, text: str) -> None:
-    """The old file stays until the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text, "utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -17,11 +18,16 @@ from zoo.bundle import write_bundle
 from zoo.callbacks.checkpointing import BestCheckpoint, ResumableCheckpoint
 from zoo.callbacks.evaluation import RetrievalEvaluation
 from zoo.callbacks.history import History
+from zoo.callbacks.latent_caching import LatentCaching
+from zoo.callbacks.predictions import Predictions
 from zoo.callbacks.progress import FitProgress
 from zoo.callbacks.report import Report
 from zoo.catalog import with_recipe_files
+from zoo.errors import WeightsError, ZooError
+from zoo.files import replacing
 from zoo.module import EmbeddingModule
 from zoo.parsing import explain
+from zoo.recipe import Card, read_recipe
 from zoo.registry import import_parts
 
 
@@ -40,6 +46,8 @@ class ZooCLI(LightningCLI):
         parser.add_lightning_class_args(Report, "report")
         parser.add_lightning_class_args(ResumableCheckpoint, "checkpoint")
         parser.add_lightning_class_args(BestCheckpoint, "best")
+        parser.add_lightning_class_args(LatentCaching, "cache")
+        parser.add_lightning_class_args(Predictions, "predictions")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Say the first cause of what does not fit, with the nearest right name."""
@@ -53,12 +61,16 @@ class ZooCLI(LightningCLI):
         settings = self.config[self.subcommand]
         if settings.config:
             self.recipe = Path(str(settings.config[0]))
+        if self.subcommand == "fit":
+            Card.of(settings.card, str(self.recipe))  # now, not when the bundle is written
+            self._given = settings.clone()  # before machine paths come in
         run_dir = Path(settings.run_dir or Path("runs") / self.recipe.stem)
         if self.subcommand in ("validate", "test"):
             settings.verbose = False  # Lightning's own table of results beside ours
         settings.run_dir = settings.trainer.default_root_dir = settings.report.dirpath = str(run_dir)
         settings.report.name = self.recipe.stem
         settings.checkpoint.dirpath = settings.best.dirpath = str(run_dir / "checkpoints")
+        settings.predictions.dirpath = str(run_dir / "predictions")
         if isinstance(settings.seed_everything, int):
             settings.checkpoint.seed = settings.seed_everything
         if settings.trainer.logger is None:
@@ -67,14 +79,27 @@ class ZooCLI(LightningCLI):
                 {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(run_dir), "name": "tensorboard"}},
             ]
 
+    def instantiate_classes(self) -> None:
+        """What a part says of its settings, without the parser's list of all that it tried."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, ZooError):
+                cause = cause.__cause__
+            raise (cause or error) from error
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         """With one progress bar for the whole fit, unless bars are switched off."""
         bar = config.get("enable_progress_bar")
         return super()._instantiate_trainer(config, callbacks if bar is False else [*callbacks, FitProgress()])
 
     def before_fit(self) -> None:
-        """Take the weights of `start`, its adapters merged; a checkpoint that is resumed holds them already."""
+        """Write down what is trained; take the weights of `start`, its adapters merged (a checkpoint holds them already)."""
         settings = self.config["fit"]
+        if self.trainer.is_global_zero:
+            with replacing(Path(settings.run_dir) / "recipe.yaml") as partial:
+                partial.write_text(yaml.safe_dump(self._merged(), sort_keys=False, allow_unicode=True), "utf-8")
         if settings.start and settings.ckpt_path is None:
             from zoo.loading import load
             from zoo.nn.adapters import start_from
@@ -89,13 +114,33 @@ class ZooCLI(LightningCLI):
         """Without --ckpt_path: measure the released weights of the recipe."""
         self._released_weights("test")
 
+    def before_predict(self) -> None:
+        """Without --ckpt_path: embed with the released weights of the recipe."""
+        self._released_weights("predict")
+
     def _released_weights(self, stage: str) -> None:
         if self.config[stage].ckpt_path is not None:
             return
         from zoo.loading import load_weights
 
-        print(f"no --ckpt_path given: measuring the released weights of '{self.recipe.stem}'")
-        load_weights(self.model, self.recipe.stem)
+        name = self.recipe.stem
+        if not self.config[stage].card.get("weights"):
+            raise WeightsError(
+                f"'{name}' has no released weights to {stage} with: name those of a run, "
+                f"--ckpt_path runs/{name}/checkpoints/best.ckpt, or train it, zoo fit --config {self.recipe}"
+            )
+        print(f"no --ckpt_path given: these are the released weights of '{name}'")
+        load_weights(self.model, self.recipe)
+
+    def _merged(self) -> dict[str, Any]:
+        """The recipe that was trained: all `--config` files and options together, defaults written out.
+
+        Figures and weights of the card are those of the recipe as released, so they are left out.
+        """
+        merged: dict[str, Any] = yaml.safe_load(self._parser("fit").dump(self._given, skip_none=False))
+        released = ("results", "weights", "convert", "parameters")
+        card = {key: value for key, value in merged["card"].items() if key not in released}
+        return {"card": card, **{key: merged[key] for key in ("model", "data", "trainer", "best")}}
 
     def after_fit(self) -> None:
         """Write the bundle of the best (or, without validation, the last) weights, and measure them on the test tasks."""
@@ -107,7 +152,8 @@ class ZooCLI(LightningCLI):
         if self.datamodule is not None and self.datamodule.tasks("test"):
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self.trainer.is_global_zero:
-            folder = write_bundle(self.model, self.recipe, run_dir / "bundle")
+            recipe = read_recipe(run_dir / "recipe.yaml").raw
+            folder = write_bundle(self.model, recipe, run_dir / "bundle", name=self.recipe.stem)
             print(f'\nuse it:    zoo search path:{folder} "a person swimming" --in emoji')
 
 
@@ -120,6 +166,8 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # that is how it is called here
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # ids travel in the batch
+    warnings.filterwarnings("ignore", message=".*module.*in eval mode at the start of training.*")  # frozen parts are
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda line: "litlogger" not in line.getMessage()
     )

@@ -143,8 +143,7 @@ def _figure(source: Any, name: str) -> str:
 
 def _write(page: str, wanted: Path | None, show: bool, remarks: list[str]) -> None:
     """Write the page where it is wanted, else into the cache; a cache that can't be written is only worth a remark."""
-    from zoo.vectors.files import replacing
-    from zoo.vectors.search import cache_folder
+    from zoo.files import cache_folder, replacing
 
     path = (wanted or cache_folder() / "search.html").absolute()
     try:

@@ -6,10 +6,12 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 
+from zoo.errors import ZooWarning
+
 NAMED = 3  # that many of each kind are named, the others counted
 
 
-class LeftOutWarning(UserWarning):
+class LeftOutWarning(ZooWarning):
     """Records of a source that can't be used and are left out of it."""
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import threading
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +16,7 @@ import numpy as np
 from zoo.data.left_out import LeftOut
 from zoo.data.tar_headers import FILE, FOLDER, DamagedTarError, read_members
 from zoo.errors import ZooError
+from zoo.files import cache_folder, replacing
 
 VERSION = 1
 """Of the kept index. Raise it when the same tar file would give another one."""
@@ -142,24 +140,18 @@ def _refusal(name: str, kind: str) -> str:
 
 
 def _places(path: Path) -> tuple[Path, Path]:
-    folder = Path(os.environ.get("ZOO_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "zoo"))
     name = hashlib.blake2b(str(path.absolute()).encode(), digest_size=16).hexdigest()
-    return path.with_name(f"{path.name}.index.npz"), folder.expanduser() / "shards" / f"{name}.npz"
+    return path.with_name(f"{path.name}.index.npz"), cache_folder() / "shards" / f"{name}.npz"
 
 
 def _write(index: TarIndex, place: Path, state: dict[str, int]) -> bool:
     """Whether it could be kept there: other processes may do the same at the same time."""
-    partial = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}.partial")
     about = json.dumps(state | {"endings": index.endings, "left_out": index.left_out.as_json()})
     arrays = {name: getattr(index, name) for name in ("key_ends", "record", "ending", "offset", "size")}
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replacing(place) as partial, partial.open("wb") as file:
             np.savez(file, about=_as_array(about.encode()), keys=_as_array(index.keys), **arrays)
-        os.replace(partial, place)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    except (ZooError, OSError):
         return False
     return True
 

@@ -9,7 +9,8 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -92,11 +93,12 @@ def check_runtime(folder: Path, tolerance: float = TOLERANCE) -> dict[str, float
     Raises:
         ZooError: the runtime does not work, or a vector differs by more than `tolerance`.
     """
-    runtime = _import(folder / "embed.py")
-    try:
-        differences: dict[str, float] = runtime.Embedder(folder).check()
-    except runtime.EmbedError as error:
-        raise ZooError(f"the exported runtime does not work: {error}") from error
+    with _no_bytecode():
+        runtime = _import(folder / "embed.py")
+        try:
+            differences: dict[str, float] = runtime.Embedder(folder).check()
+        except runtime.EmbedError as error:
+            raise ZooError(f"the exported runtime does not work: {error}") from error
     for name, difference in differences.items():
         if not difference <= tolerance:
             raise ZooError(
@@ -182,6 +184,16 @@ def _files(folder: Path) -> dict[str, Any]:
     return {
         path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths
     }
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Code imported within leaves no `__pycache__` beside itself: an export holds what its manifest lists, and no more."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _import(path: Path) -> ModuleType:

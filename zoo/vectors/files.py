@@ -6,11 +6,8 @@ float32), and in its metadata the facts without which vectors mean nothing: whic
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoo.errors import ZooError
+from zoo.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -132,28 +130,3 @@ def write_npy(path: Path, tables: Iterable[pa.Table], rows: int, dim: int, facts
                     lines.write(json.dumps(row, ensure_ascii=False) + "\n")
         vectors.flush()
         del vectors
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not.
-
-    Raises:
-        ZooError: no space left, or the place can't be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ZooError(
-                f"no space left to write {path}: free some or choose another disk; nothing was lost"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            raise ZooError(f"{path} can't be written ({error.strerror}); choose another place") from error
-        raise
-    finally:
-        with suppress(OSError):  # where the place itself is the problem, there is nothing to remove
-            partial.unlink(missing_ok=True)

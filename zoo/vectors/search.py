@@ -12,6 +12,7 @@ import numpy as np
 
 from zoo.embedder import Embedder
 from zoo.errors import ZooError
+from zoo.files import cache_folder
 from zoo.vectors.files import VectorFile, Vectors, read_vectors
 from zoo.vectors.rows import Rows
 from zoo.vectors.run import embed_rows
@@ -70,13 +71,6 @@ def _made(rows: Rows, out: Path, embedder: Embedder, batch_size: int) -> tuple[V
         [f"{result.bad:,} of {result.rows:,} rows could not be used; {out}.bad.jsonl lists them"] if result.bad else []
     )
     return read_vectors(out), remarks
-
-
-def cache_folder() -> Path:
-    """Where the zoo keeps what it can make again: ZOO_CACHE, else XDG_CACHE_HOME/zoo, else ~/.cache/zoo."""
-    if os.environ.get("ZOO_CACHE"):
-        return Path(os.environ["ZOO_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "zoo"
 
 
 def _writable(folder: Path) -> bool:

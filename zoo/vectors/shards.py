@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import ZooError
-from zoo.vectors.files import read_facts, replacing, write_npy, write_vectors
+from zoo.files import replacing
+from zoo.vectors.files import read_facts, write_npy, write_vectors
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.errors import SampleError, UnknownNameError, ZooError
+from zoo.errors import SampleError, UnknownNameError, ZooError, ZooWarning
 
 if TYPE_CHECKING:
     import pyarrow
@@ -21,7 +21,7 @@ SLOW_BYTES = 1 << 24
 """Row groups above this are warned of where they do not all fit into memory (ours): each sample may read a whole one."""
 
 
-class SlowRowsWarning(UserWarning):
+class SlowRowsWarning(ZooWarning):
     """Single rows of a file can only be read at the price of many."""
 
 

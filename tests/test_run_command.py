@@ -1,0 +1,103 @@
+"""`zoo fit`, `validate`, `test` and `predict` as commands: what they leave behind, and which weights they take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import toy
+import yaml
+from PIL import Image
+
+import zoo
+from zoo import cli
+
+COLOURS = {"red": (200, 10, 10), "green": (10, 200, 10), "blue": (10, 10, 200)}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A toy recipe over three folders of one-coloured pictures."""
+    monkeypatch.chdir(tmp_path)
+    for word, colour in COLOURS.items():
+        (tmp_path / "pictures" / word).mkdir(parents=True)
+        for shade in (1.0, 0.8):
+            picture = Image.new("RGB", (8, 8), tuple(int(c * shade) for c in colour))
+            picture.save(tmp_path / "pictures" / word / f"{shade}.png")
+    folder = {"path": "pictures", "captions": "folder"}
+    task = {"class_path": "ImageFolderTasks", "init_args": {**folder, "which": ["image_to_text"], "name": "colours"}}
+    raw = toy.recipe(tmp_path, objective={"class_path": "InfoNCE", "init_args": {"temperature": 0.1}})
+    data = {"train": [{"class_path": "ImageFolder", "init_args": folder}], "val": [task], "test": [task], "batch_size": 3}
+    raw["data"] = {"class_path": "EmbeddingData", "init_args": data}
+    raw["trainer"] = {"accelerator": "cpu", "max_steps": 2, "max_epochs": -1, "enable_progress_bar": False}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False), "utf-8")
+    return path
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_the_bundle_is_what_was_trained_with_all_options(recipe: Path, tmp_path: Path) -> None:
+    """A later `--config` and a dotted option decide the model, so they must be in what is loaded afterwards."""
+    later = tmp_path / "later.yaml"
+    later.write_text("model: {init_args: {notes: {a: 1}}}", "utf-8")
+    assert run("fit", "--config", recipe, "--config", later, "--model.width", 7) == 0
+    from_bundle = zoo.load("path:runs/mine/bundle")
+    assert from_bundle.dim == 7 and from_bundle.module.notes == {"a": 1}
+    from_checkpoint = zoo.load("path:runs/mine/checkpoints/last.ckpt")
+    assert from_bundle.name == from_checkpoint.name == "mine"
+    assert np.array_equal(from_bundle.encode("red cat"), from_checkpoint.encode("red cat"))
+    assert "results" not in from_bundle.card
+
+
+def test_a_recipe_without_a_card_is_refused_before_it_trains(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = yaml.safe_load(recipe.read_text("utf-8"))
+    del raw["card"]
+    recipe.write_text(yaml.safe_dump(raw), "utf-8")
+    assert run("fit", "--config", recipe) == cli.EXIT_BAD_INPUT
+    assert "card lacks title, family, license" in capsys.readouterr().err
+    assert not Path("runs/mine/checkpoints").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_weights_are_those_of_the_recipe_file(recipe: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recipe of the user's that is called like one of ours is not measured with our weights."""
+    namesake = recipe.rename(recipe.with_name("clip-emoji.yaml"))
+    assert run(command, "--config", namesake) == cli.EXIT_BAD_INPUT
+    message = capsys.readouterr().err
+    assert f"'clip-emoji' has no released weights to {command} with" in message and "--ckpt_path" in message
+    assert run("fit", "--config", namesake) == 0
+    raw = yaml.safe_load(namesake.read_text("utf-8"))
+    raw["card"]["weights"] = {"mine": {"source": f"path:{Path('runs/clip-emoji/bundle').absolute()}"}}
+    namesake.write_text(yaml.safe_dump(raw), "utf-8")
+    assert run(command, "--config", namesake, "--run_dir", "runs/again") == 0
+
+
+def test_predict_writes_the_vectors_of_the_checkpoint(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--config", recipe) == 0
+    last = "runs/mine/checkpoints/last.ckpt"
+    assert run("predict", "--config", recipe, "--ckpt_path", last) == 0
+    assert "runs/mine/predictions/image_to_text-colours" in capsys.readouterr().out
+    (path,) = Path("runs/mine/predictions").glob("*.parquet")
+    rows = {row["id"]: row for row in pq.read_table(path).to_pylist()}
+    model = zoo.load(f"path:{last}")
+    assert len(rows) == 6 + 3  # pictures and words
+    words = sorted(COLOURS)
+    for number, word in enumerate(words):
+        assert rows[f"c:{number}"]["view"] == "target"
+        assert np.allclose(rows[f"c:{number}"]["vector"], model.encode(word), atol=1e-6)
+
+
+def test_a_source_that_finds_nothing_is_one_sentence(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also below lists and unions, where the parser would list all that it tried."""
+    later = recipe.with_name("later.yaml")
+    later.write_text(
+        "data: {init_args: {train: [{class_path: WebDataset, init_args: {shards: 'no/{0..3}.tar'}}]}}", "utf-8"
+    )
+    assert run("fit", "--config", recipe, "--config", later) == cli.EXIT_BAD_INPUT
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "matches no file" in line
