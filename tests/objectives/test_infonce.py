@@ -103,6 +103,21 @@ def test_a_mined_negative_that_is_the_positive_is_masked() -> None:
     assert InfoNCE(0.05)(batch, batch)["loss"].item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("duplicates", ["mask", "keep"])
+def test_rows_of_the_own_side_are_negatives_too(duplicates: str) -> None:
+    """Queries 1 and 3 are equal content, so neither is a negative of the other unless duplicates are kept."""
+    q, t = unit(5, 8), unit(5, 8, seed=1)
+    batch = encoded(q, t, keys={"query": torch.tensor([0, 1, 2, 1, 4])})
+    apart = [[i == j or {i, j} != {1, 3} or duplicates == "keep" for j in range(5)] for i in range(5)]
+    others = [[i != j and apart[i][j] for j in range(5)] for i in range(5)]
+    forth = loop(q, t, 0.1, apart, q, others)
+    objective = InfoNCE(0.1, duplicates=duplicates, intra_modal=True)
+    assert objective(batch, batch)["loss"].item() == pytest.approx(forth, rel=1e-6)
+    back = loop(t, q, 0.1, apart, t, others)
+    both = InfoNCE(0.1, duplicates=duplicates, intra_modal=True, symmetric=True)
+    assert both(batch, batch)["loss"].item() == pytest.approx((forth + back) / 2, rel=1e-6)
+
+
 def test_constant_embeddings_cost_the_log_of_the_batch() -> None:
     batch = encoded(unit(1, 8).expand(16, 8), unit(1, 8).expand(16, 8))
     assert InfoNCE()(batch, batch)["loss"].item() == pytest.approx(math.log(16), rel=1e-6)

@@ -22,9 +22,10 @@ from zoo.errors import NonFiniteError, SampleError
 
 Indexes = Sequence[Sequence[int]]
 
-_BLOCK_SCORES = 1 << 24  # scores held at a time: 64 MiB in fp32 (ours)
+_BLOCK_SCORES = 3 << 21  # scores held at a time: 24 MiB in fp32, the fastest of those tried (ours, 2 CPU cores)
 _FEW = 16  # up to so many relevant candidates comparing is faster than sorting (ours, 2 CPU cores)
 _SLICE = 1 << 14  # rows fingerprinted at a time
+_TELLING = 32  # columns that are looked at first
 _COUNTED = 1 << 21  # scores compared at a time: their comparison stays in the cache (ours, likewise)
 _EXACT = 1 << 24  # up to here whole numbers are exact in fp32
 _LARGEST = 1e18  # of a norm: the product of two is still far from the end of fp32
@@ -104,12 +105,15 @@ def best(
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct rows (U, E) of `rows` (C, E) fp32, and for each row which of them it is: (C,) int64.
 
-    Sorting 64-bit fingerprints is many times faster than sorting rows; rows that share one are then compared.
+    Sorting 64-bit fingerprints is many times faster than sorting rows; rows that share one are then compared. Where the
+    first few columns tell all rows apart, as they mostly do, nothing else is read.
     """
+    everyone = torch.arange(len(rows), device=rows.device)
+    if len(_fingerprints(rows[:, :_TELLING]).unique()) == len(rows):
+        return rows, everyone
     marks = torch.cat([_fingerprints(part) for part in torch.split(rows, _SLICE)])
     _, first_of = torch.unique(marks, return_inverse=True)
     count = int(first_of.max()) + 1 if len(rows) else 0
-    everyone = torch.arange(len(rows), device=rows.device)
     if count == len(rows):
         return rows, everyone
     chosen = everyone.new_full((count,), len(rows)).scatter_reduce(0, first_of, everyone, "amin")

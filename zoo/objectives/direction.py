@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -29,7 +29,7 @@ class Direction:
         self.row_view, self.column_view = rows, columns
         self.match = Match(local, everyone, rows, columns)
         self.duplicates = duplicates
-        self._extra: tuple[str, bool] | None = None
+        self._extra: list[Callable[[slice], Tensor]] = []  # of further columns: which cells of a tile are taken out
 
     def extend(self, name: str, own_only: bool) -> None:
         """Further columns that are nobody's targets: the rows of view `name`.
@@ -37,12 +37,18 @@ class Direction:
         Each stands against the rows of its own sample only, or against all.
         """
         self.columns = torch.cat([self.columns, self.everyone.views[name].vector])
-        self._extra = name, own_only
+        self._extra.append(lambda part: self._hidden_negatives(part, name, own_only))
+
+    def extend_own_side(self) -> None:
+        """Further columns: the rows of the row's own view, without the row itself and what is as right as it."""
+        self.columns = torch.cat([self.columns, view(self.everyone, self.row_view).vector])
+        match = Match(self.local, self.everyone, self.row_view, self.row_view, also=self.column_view)
+        self._extra.append(match.own if self.duplicates == "keep" else match.same)
 
     @property
     def mutual(self) -> bool:
         """Whether the cells mean the same seen from the columns, one row to one column."""
-        return self.match.square and self._extra is None and (self.match.distinct or self.duplicates != "positive")
+        return self.match.square and not self._extra and (self.match.distinct or self.duplicates != "positive")
 
     def losses(
         self, scale: Tensor, adjust: Sequence[Adjustment] = (), smoothing: float = 0.0, both: bool = False
@@ -50,7 +56,7 @@ class Direction:
         """Cross-entropy of the rows; `both`: of the columns, too."""
         several = self.duplicates == "positive" and not self.match.distinct
         target = self.match.column if self.match.column is not None and not several else self._targets
-        hides = self._extra is not None or (self.duplicates == "mask" and not self.match.distinct)
+        hides = bool(self._extra) or (self.duplicates == "mask" and not self.match.distinct)
         hook = (lambda logits, part: self._adjusted(logits, part, scale, adjust)) if hides or adjust else None
         return softmax_losses(self.rows, self.columns, scale, target, hook, smoothing, both)
 
@@ -73,13 +79,13 @@ class Direction:
         hidden = torch.zeros_like(self.match.own(part))
         if self.duplicates == "mask":
             hidden = self.match.same(part) & ~self.match.own(part)
-        if self._extra is None:
-            return hidden
-        name, own_only = self._extra
+        return torch.cat([hidden, *(taken_out(part) for taken_out in self._extra)], dim=1)
+
+    def _hidden_negatives(self, part: slice, name: str, own_only: bool) -> Tensor:
         owner = self.match.row_owner[part, None]
         extra = torch.zeros(len(owner), len(self.everyone.owners[name]), dtype=torch.bool, device=owner.device)
         if own_only:
             extra = owner != self.everyone.owners[name][None, :]
         if self.duplicates != "keep":  # a mined negative can be the positive itself
             extra = extra | self.match.equals_target(part, self.everyone.keys[name])
-        return torch.cat([hidden, extra], dim=1)
+        return extra

@@ -35,6 +35,8 @@ class InfoNCE(nn.Module, Objective):
             negatives, as most published runs did.
         negatives: "own" = hard negatives stand against their own query only (mmE5); "shared" = against every query
             (E5-V, ABC, Tevatron).
+        intra_modal: the other rows of the query's own side stand against it as well, in both directions if `symmetric` (the
+            improved contrastive loss of GTE, arXiv:2308.03281, equation 2).
         adjust: weights, margins, filters of cells, applied in this order (see `zoo.objectives.adjust`).
         views: names of the two sides.
 
@@ -50,6 +52,7 @@ class InfoNCE(nn.Module, Objective):
         label_smoothing: float = 0.0,
         duplicates: Duplicates = "mask",
         negatives: Literal["own", "shared"] = "shared",
+        intra_modal: bool = False,
         adjust: Sequence[Adjustment] = (),
         views: tuple[str, str] = ("query", "target"),
     ) -> None:
@@ -59,6 +62,7 @@ class InfoNCE(nn.Module, Objective):
         self.label_smoothing = label_smoothing
         self.duplicates = duplicates
         self.negatives = negatives
+        self.intra_modal = intra_modal
         self.adjust = list(adjust)
         self.query, self.target = views
 
@@ -68,6 +72,8 @@ class InfoNCE(nn.Module, Objective):
         forth = Direction(local, everyone, self.query, self.target, self.duplicates)
         if "negatives" in everyone.views:
             forth.extend("negatives", own_only=self.negatives == "own")
+        if self.intra_modal:
+            forth.extend_own_side()
         both = self.symmetric and local is everyone and forth.mutual and not self.adjust
         found = forth.losses(scale, self.adjust, self.label_smoothing, both)
         loss = share(found.rows, local, everyone, self.query)
@@ -77,6 +83,8 @@ class InfoNCE(nn.Module, Objective):
                 other = share(found.columns[forth.match.column], local, everyone, self.query)
             else:
                 back = Direction(local, everyone, self.target, self.query, self.duplicates)
+                if self.intra_modal:
+                    back.extend_own_side()
                 other = share(back.losses(scale, self.adjust, self.label_smoothing).rows, local, everyone, self.target)
             loss = (loss + other) / 2
         return {"loss": loss, "temperature": (1 / scale).detach(), "accuracy": found.correct.float().mean()}

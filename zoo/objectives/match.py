@@ -17,16 +17,20 @@ class Match:
     """Cells of the view `rows` of `local` against the view `columns` of `everyone`.
 
     `own` cells hold two views of one sample. `same` cells are as right as those: equal content of the column and of the
-    row's own column, equal content of the rows, or samples of one label.
+    row's own column, equal content of the rows, or samples of one label; or equal content in a third view, `also`.
     """
 
-    def __init__(self, local: Encoded, everyone: Encoded, rows: str, columns: str) -> None:
+    def __init__(self, local: Encoded, everyone: Encoded, rows: str, columns: str, also: str = "") -> None:
         self.row_owner, self.column_owner = local.owners[rows], everyone.owners[columns]
         self._pairs = [
             (_labels(local, self.row_owner), _labels(everyone, self.column_owner)),
             (_of_owner(local, columns, self.row_owner), everyone.keys[columns]),
             (local.keys[rows], _of_owner(everyone, rows, self.column_owner)),
         ]
+        if also:
+            owners = (local, self.row_owner), (everyone, self.column_owner)
+            left, right = (_of_owner(encoded, also, owner) for encoded, owner in owners)
+            self._pairs.append((left, right))
 
     def own(self, part: slice) -> Tensor:
         """(r, C) bool."""
