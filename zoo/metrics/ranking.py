@@ -83,11 +83,59 @@ def rank(
         with full_precision(queries.device):
             scores, own = _block(queries[rows], distinct, first_of, columns[rows], pools and pools[rows])
         inside = mask[rows]
-        # padding: NaN equals nothing, so it neither counts nor is counted
-        own = own.masked_fill(~inside, torch.nan)
-        above, tied = _count(scores, own)
-        blocks.append((above, tied, _count(own.masked_fill(~inside, -torch.inf), own)[1], inside))
+        blocks.append(_places(scores, own, inside))
     return Ranks(*(torch.cat(parts).cpu() for parts in zip(*blocks, strict=True)))
+
+
+def rank_scores(
+    scores: Callable[[slice], Tensor],
+    size: tuple[int, int],
+    relevant: Indexes,
+    pools: Indexes | None = None,
+    *,
+    name: str = "task",
+    block_scores: int = _BLOCK_SCORES,
+) -> Ranks:
+    """`rank` by scores that are no dot products of vectors.
+
+    Args:
+        scores: (some queries) -> their scores (b, C), larger = better; called once for each block.
+        size: Q and C.
+        relevant: as in `rank`, like all that follow.
+        pools: as in `rank`.
+        name: as in `rank`.
+        block_scores: as in `rank`.
+
+    Raises:
+        NonFiniteError: a score is NaN; names the query. SampleError: as `rank`.
+    """
+    relevant, pools = checked_indexes(*size, relevant, pools, name)
+    blocks = []
+    for rows in _blocks(*size, None, block_scores):
+        found = scores(rows).detach().float()
+        if (bad := found.isnan().any(1)).any():
+            raise NonFiniteError(f"{name}: a score of query {rows.start + int(bad.int().argmax())} is not a number")
+        columns, inside = _padded(relevant[rows], found.device)
+        own = found.gather(1, columns)
+        if pools is not None:
+            members, there = _padded(pools[rows], found.device)
+            found = found.gather(1, members).masked_fill(~there, -torch.inf)
+        blocks.append(_places(found, own, inside))
+    longest = max(inside.shape[1] for *_, inside in blocks)
+    wide = [tuple(_widened(part, longest) for part in block) for block in blocks]
+    return Ranks(*(torch.cat(parts).cpu() for parts in zip(*wide, strict=True)))
+
+
+def _places(scores: Tensor, own: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `Ranks` for the relevant ones' scores `own` (b, R) among `scores` (b, C)."""
+    # padding: NaN equals nothing, so it neither counts nor is counted
+    own = own.masked_fill(~inside, torch.nan)
+    above, tied = _count(scores, own)
+    return above, tied, _count(own.masked_fill(~inside, -torch.inf), own)[1], inside
+
+
+def _widened(part: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(part, (0, width - part.shape[1]))
 
 
 def best(

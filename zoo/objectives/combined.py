@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.errors import RecipeError
 from zoo.objectives.objective import Objective
-from zoo.types import Encoded
+from zoo.types import Embedding, Encoded
 
 
 class Weighted(nn.Module, Objective):
@@ -38,6 +38,14 @@ class Weighted(nn.Module, Objective):
             raise RecipeError(f"Weighted has the objectives {sorted(objectives)}; weights name also {sorted(unknown)}")
         self.objectives = nn.ModuleDict(objectives)  # type: ignore[arg-type]  # every objective is a module
         self.weights = {name: (weights or {}).get(name, 1.0) for name in objectives}
+
+    def pair_scores(self, pictures: Embedding, texts: Embedding) -> Tensor:
+        """(r, C) weighted sum of the scores of those objectives that rank pairs. RecipeError if none does."""
+        parts = [(self.weights[name], one) for name, one in self.objectives.items() if hasattr(one, "pair_scores")]
+        if not parts:
+            raise RecipeError(f"none of the objectives {sorted(self.objectives)} scores pairs")
+        terms = [weight * one.pair_scores(pictures, texts) for weight, one in parts]
+        return sum(terms[1:], terms[0])
 
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
         """See `Objective`."""

@@ -18,7 +18,7 @@ from zoo.objectives.match import Match
 from zoo.objectives.objective import Objective, view
 from zoo.objectives.siglip import sigmoid_losses
 from zoo.objectives.temperature import Learn, Temperature
-from zoo.types import Encoded
+from zoo.types import Embedding, Encoded
 
 
 class Flair(nn.Module, Objective):
@@ -83,6 +83,18 @@ class Flair(nn.Module, Objective):
             "temperature": (1 / scale).detach(),
             "bias": self.bias.detach(),
         }
+
+    def pair_scores(self, pictures: Embedding, texts: Embedding) -> Tensor:
+        """(r, C) cosines of every text with every picture as that text sees it: what FLAIR ranks by.
+
+        r x C poolings: where there are many, rank by vectors first and score the best few hundred (official: 128 or 256).
+        """
+        if pictures.tokens is None:
+            raise RecipeError("FLAIR looks at parts: the model needs tokens: true")
+        tokens, vectors = at_least_fp32(pictures.tokens), at_least_fp32(texts.vector)
+        queries = (vectors * math.sqrt(vectors.shape[1])).expand(len(tokens), -1, -1)
+        pooled = self.pooling(queries, tokens, pictures.mask)
+        return (F.normalize(pooled, dim=-1) * vectors).sum(-1)
 
     def _conditioned(self, local: Encoded, everyone: Encoded, scale: Tensor, each: int) -> Tensor:
         """Per picture the sum of the losses of the texts that look at it."""

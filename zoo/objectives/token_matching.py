@@ -81,6 +81,10 @@ class TokenMatching(nn.Module, Objective):
             return {"loss": loss}
         return {"loss": loss / 2 if self.symmetric else loss, "temperature": (1 / scale).detach()}
 
+    def pair_scores(self, pictures: Embedding, texts: Embedding) -> Tensor:
+        """(r, C) scores of pictures (r rows) and texts (C rows): what the paper ranks by."""
+        return self.score(pictures, texts)
+
     def _share(self, local: Encoded, everyone: Encoded, rows: str, columns: str, scale: Tensor | None) -> Tensor:
         left, right = view(local, rows), view(everyone, columns)
         match = Match(local, everyone, rows, columns)
