@@ -14,6 +14,7 @@ import torch
 import toy
 import yaml
 
+import zoo
 from zoo import bundle as bundles
 from zoo.bundle import MANIFEST, WEIGHTS, is_bundle, read_bundle, write_bundle
 from zoo.errors import RecipeError, WeightsError, ZooError
@@ -173,21 +174,72 @@ def test_manifests_that_lie_are_refused(written: Path, edit: object, message: st
         read_bundle(written)
 
 
-def test_code_inside_a_bundle_is_never_imported(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def rewrite_recipe(bundle: Path, text: str) -> None:
+    """Another recipe in a bundle whose manifest vouches for it."""
+    (bundle / "recipe.yaml").write_text(text, "utf-8")
+    manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
+    manifest["files"]["recipe.yaml"]["sha256"] = sha256(bundle / "recipe.yaml")
+    (bundle / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        [{"class_path": "innocent.Head"}],
+        "innocent.Head",  # the parser takes a bare name for a class, too
+        "{class_path: innocent.Head, init_args: {}}",  # ... and YAML inside of a text
+        {"innocent.Head": 1},
+        "folder.code.Head",
+    ],
+)
+def test_code_inside_a_bundle_is_never_imported(written: Path, head: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where Python is started in the folder of a stranger's bundle."""
-    (written / "innocent.py").write_text("import pathlib; pathlib.Path('canary').write_text('executed')")
+    (written / "folder").mkdir()
+    for module in ("innocent.py", "folder/code.py"):
+        (written / module).write_text("import pathlib; pathlib.Path('canary').write_text('executed')\nHead = dict")
     recipe = yaml.safe_load((written / "recipe.yaml").read_text("utf-8"))
-    recipe["model"]["init_args"]["head"] = [{"class_path": "innocent.Head"}]
-    (written / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
-    manifest = json.loads((written / MANIFEST).read_text("utf-8"))
-    manifest["files"]["recipe.yaml"]["sha256"] = sha256(written / "recipe.yaml")
-    (written / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    recipe["model"]["init_args"]["head"] = head
+    rewrite_recipe(written, yaml.safe_dump(recipe))
     read_bundle(written)  # elsewhere the name means nothing, or something else
     monkeypatch.chdir(written)
     monkeypatch.syspath_prepend("")
-    with pytest.raises(WeightsError, match=r"names code inside the bundle \('innocent\.Head'\)"):
-        read_bundle(written)
+    with pytest.raises(WeightsError, match=r"names code inside the bundle \('.*(innocent|folder\.code)\.Head.*'\)"):
+        zoo.load(f"path:{written}")
     assert not (written / "canary").exists()
+
+
+def test_a_bundle_is_no_package_of_the_folder_it_lies_in(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any folder on the import path is a package for Python; here the one above the bundle was started in."""
+    outer = written.parent.rename(written.parent.with_name("outer_folder"))
+    (outer / "released" / "code.py").write_text("raise SystemExit('executed')")
+    recipe = yaml.safe_load((outer / "released" / "recipe.yaml").read_text("utf-8"))
+    recipe["model"]["init_args"]["processor"] = "outer_folder.released.code.Processor"
+    rewrite_recipe(outer / "released", yaml.safe_dump(recipe))
+    monkeypatch.syspath_prepend(outer.parent)
+    with pytest.raises(WeightsError, match="names code inside the bundle"):
+        zoo.load(f"path:{outer / 'released'}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {a: 1}\nmodel: {b: 2}\n", r"recipe\.yaml is no valid YAML: .*'model' stands twice"),
+        ("model: [", r"recipe\.yaml is no valid YAML"),
+        ("- model", r"recipe\.yaml is no recipe"),
+        ("card: {}", r"recipe\.yaml has no `model:` mapping"),
+    ],
+)
+def test_a_recipe_that_is_none_is_named(written: Path, text: str, message: str) -> None:
+    rewrite_recipe(written, text)
+    with pytest.raises(RecipeError, match=message):
+        read_bundle(written)
+
+
+def test_numbers_mean_what_they_mean_in_every_recipe(written: Path) -> None:
+    """YAML 1.1 alone reads 1e-3 as text and a date as no text."""
+    text = (written / "recipe.yaml").read_text("utf-8")
+    rewrite_recipe(written, f"{text}data: {{rate: 1e-3, day: 2026-11-24}}\n")
+    assert read_bundle(written).recipe["data"] == {"rate": 0.001, "day": "2026-11-24"}
 
 
 def test_half_a_manifest_and_none(written: Path) -> None:

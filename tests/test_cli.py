@@ -71,7 +71,7 @@ def test_overview_names_every_command(argv: list[str], capsys) -> None:
 
 def test_every_command_has_a_module() -> None:
     folder = Path(cli.__file__).parent / "commands"
-    there = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    there = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem != "__init__"}
     assert there - set(cli.COMMANDS) == set(), "zoo --help does not name these"
     assert set(cli.COMMANDS) - there == {"validate", "test", "predict"}  # fit.py runs these too
 

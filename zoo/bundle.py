@@ -28,7 +28,7 @@ import yaml
 
 from zoo.card import card_text
 from zoo.errors import RecipeError, WeightsError, ZooError
-from zoo.recipe import read_recipe
+from zoo.recipe import read_mapping, read_recipe
 from zoo.weights import read_state, sha256
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ FORMAT = 1
 # those that vectors depend on
 _LIBRARIES = ("torch", "lightning", "transformers", "timm", "open_clip_torch", "tokenizers", "safetensors")
 _PREFIX = "bundle:"
+_DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 StorageDtype = Literal["float16", "bfloat16"]
 
 
@@ -111,6 +112,7 @@ def write_bundle(
             "name": name,
             "parameters": parameters,
             "stored_as": dtype or "as trained",
+            "kept_elsewhere": module.digests_elsewhere(),
             "versions": versions(),
             "files": _listed(partial),
         }
@@ -140,7 +142,10 @@ def _tensors(module: EmbeddingModule, dtype: StorageDtype | None) -> dict[str, T
     kept: dict[str, Tensor] = {}
     seen: set[int] = set()
     storages: set[int] = set()
+    elsewhere = tuple(f"{name}." for name in module.kept_elsewhere())
     for key, tensor in module.state_dict(keep_vars=True).items():
+        if elsewhere and key.startswith(elsewhere):
+            continue
         if id(tensor) in seen:  # tied: loading finds it under its first name
             continue
         seen.add(id(tensor))
@@ -230,7 +235,8 @@ def read_bundle(folder: Path) -> Bundle:
     """Open and verify a bundle.
 
     Raises:
-        WeightsError: a file is missing, truncated or changed (names it), or a newer zoo wrote the bundle.
+        WeightsError: a file is missing, truncated or changed (names it), a newer zoo wrote the bundle, or its recipe names
+            code that lies in it. RecipeError: its recipe can't be read.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
@@ -243,9 +249,11 @@ def read_bundle(folder: Path) -> Bundle:
     if form > FORMAT:
         raise WeightsError(f"{folder} has bundle format {form}, this zoo reads up to {FORMAT}; upgrade embedding-zoo")
     _verify(folder, digests)
-    recipe = yaml.safe_load((folder / RECIPE).read_text("utf-8"))
-    recipe["model"] = _resolved(recipe["model"], folder, digests)
+    recipe = read_mapping(folder / RECIPE)
+    if not isinstance(recipe.get("model"), dict):
+        raise RecipeError(f"{folder / RECIPE} has no `model:` mapping; fetch or copy the bundle again")
     _refuse_own_code(recipe["model"], folder)
+    recipe["model"] = _resolved(recipe["model"], folder, digests)
     return Bundle(folder, str(manifest.get("name", folder.name)), recipe, manifest)
 
 
@@ -264,19 +272,35 @@ def _verify(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def _refuse_own_code(value: Any, folder: Path) -> None:
-    """A bundle brings data, and no code either where its folder is on the import path (Python was started in it)."""
+    """A bundle brings data, and no code either where its folder is on the import path (Python was started in it).
+
+    The parser imports what any text names where a class is due, not only under `class_path`, and it reads YAML inside of a
+    text, so every dotted name counts.
+    """
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
     if isinstance(value, list):
         for entry in value:
             _refuse_own_code(entry, folder)
-    if not isinstance(value, dict):
+    if not isinstance(value, str) or value.startswith(_PREFIX):
         return
-    for key, entry in value.items():
-        _refuse_own_code(entry, folder)
-        package, dot, _ = str(entry).partition(".")
-        spec = find_spec(package) if key == "class_path" and dot and package else None
-        places = [*(spec.submodule_search_locations or []), spec.origin or ""] if spec else []
-        if any(folder.resolve() in Path(place).resolve().parents for place in places if place):
-            raise WeightsError(f"the recipe of {folder} names code inside the bundle ('{entry}'), which is never run")
+    for name in _DOTTED.findall(value):
+        if any(place.resolve().is_relative_to(folder.resolve()) for place in _import_places(name)):
+            raise WeightsError(f"the recipe of {folder} names code inside the bundle ('{value}'), which is never run")
+
+
+def _import_places(name: str) -> list[Path]:
+    """Files and folders that an import of a dotted name would look at; nothing is imported."""
+    top, *parts = name.split(".")
+    try:
+        spec = find_spec(top)
+    except ValueError:  # a module that runs already and was not imported, such as __main__
+        return []
+    if spec is None:
+        return []
+    folders = [Path(place) for place in spec.submodule_search_locations or []]
+    inside = [place.joinpath(*parts[:depth]) for place in folders for depth in range(len(parts) + 1)]
+    return [*inside, Path(spec.origin)] if spec.origin else inside
 
 
 def _resolved(value: Any, folder: Path, listed: Mapping[str, str]) -> Any:

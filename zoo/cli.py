@@ -26,7 +26,11 @@ _TRAIN = {
     "test": "the same on the test tasks",
     "predict": "embed the data of a recipe",
 }
-_AROUND_TRAINING = {"cache": "encode the data of a recipe once, for training on frozen encoders"}
+_AROUND_TRAINING = {
+    "cache": "encode the data of a recipe once, for training on frozen encoders",
+    "compare": "train recipes with several seeds each on the same data, and put them into one table",
+    "pair-select": "which image and text encoders agree most, from vectors of the same pairs",
+}
 _USE = {
     "embed": "embed a folder, Parquet or JSONL file into Parquet or NPY",
     "search": 'find pictures and texts: zoo search vlm2vec-emoji "a person swimming" --in emoji',
@@ -76,7 +80,7 @@ def _dispatch(arguments: list[str]) -> int:
     if command in _TRAIN:
         run_lightning: Callable[[str, list[str]], int] = importlib.import_module("zoo.commands.fit").run_lightning
         return run_lightning(command, rest)
-    module = importlib.import_module(f"zoo.commands.{command}")
+    module = importlib.import_module(f"zoo.commands.{command.replace('-', '_')}")
     description, _, details = (module.__doc__ or COMMANDS[command]).partition("\n")
     parser = Parser(
         prog=f"zoo {command}",
@@ -106,7 +110,7 @@ class Parser(argparse.ArgumentParser):
 def _overview() -> str:
     lines = ["usage: zoo COMMAND ...    (zoo COMMAND --help explains it)", "", str(zoo.__doc__).partition("\n")[0]]
     for title, commands in _GROUPS.items():
-        lines += ["", f"{title}:", *(f"  {name:<10}{text}" for name, text in commands.items())]
+        lines += ["", f"{title}:", *(f"  {name:<12}{text}" for name, text in commands.items())]
     lines += ["", "A problem is one line; ZOO_TRACEBACK=1 shows where it came from. zoo --version prints the version."]
     return "\n".join(lines)
 

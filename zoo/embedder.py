@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from zoo.ahead import ahead
 from zoo.errors import NonFiniteError, SampleError, ZooError
 from zoo.items import is_single, padding_size, to_items
 from zoo.progress import counting
@@ -28,7 +27,6 @@ Vectors = npt.NDArray[np.float32]
 Side = Literal["query", "document"]
 OnBad = Callable[[int, SampleError], None]
 _VIEWS: dict[str, str] = {"query": "query", "document": "target"}
-_AHEAD = 2  # batches that are decoded while the model works on another
 
 
 class Embedder:
@@ -162,7 +160,8 @@ class Embedder:
         # largest first: if the memory does not suffice, that shows at once
         order = sorted(range(len(items)), key=lambda i: padding_size(items[i]), reverse=True)
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        for rows, inputs, bad in _ahead(lambda rows: self._prepared(samples, rows, view, on_bad is None), batches):
+        prepared = (self._prepared(samples, rows, view, on_bad is None) for rows in batches)
+        for rows, inputs, bad in ahead(prepared) if len(batches) > 1 else prepared:
             for row, error in bad:
                 assert on_bad is not None  # without it, preparing raises
                 on_bad(row, error)
@@ -285,25 +284,6 @@ def _probe(processor: Any) -> Inputs:
         inputs = processor([Sample("probe", {"target": Item(images=(Image.new("RGB", (64, 64)),))})])
     found: Inputs = inputs.views["target"]
     return found
-
-
-def _ahead(prepare: Callable[[list[int]], Any], batches: Sequence[list[int]]) -> Iterator[Any]:
-    """Results of `prepare` in order, computed in another thread while the caller works on the one before."""
-    if len(batches) == 1:
-        yield prepare(batches[0])
-        return
-    with ThreadPoolExecutor(1, "zoo-processor") as pool:
-        waiting: deque[Future[Any]] = deque()
-        try:
-            for batch in batches:
-                waiting.append(pool.submit(prepare, batch))
-                if len(waiting) > _AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _numpy(value: Any) -> Any:

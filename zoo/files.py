@@ -15,7 +15,7 @@ PACKAGED = Path(__file__).parent / "data" / "packaged"
 
 
 def locate(source: str) -> Path:
-    """`packaged:FILE`, `hf:ORG/REPO[@REVISION]:FILE` or a path -> the file on this disk.
+    """`packaged:FILE`, `package:MODULE/FILE`, `hf:ORG/REPO[@REVISION]:FILE` or a path -> the file on this disk.
 
     Raises:
         ZooError: no such file; WeightsError (a ZooError): the hub can't be reached, with the ways out.
@@ -25,6 +25,10 @@ def locate(source: str) -> Path:
         from zoo.weights import fetch_file
 
         return fetch_file(source)
+    if kind == "package":
+        from zoo.weights import installed
+
+        return installed(rest)
     path = PACKAGED / rest if kind == "packaged" else Path(source).expanduser()
     if not path.is_file():
         raise ZooError(f"there is no file '{path}' (from '{source}')")

@@ -14,7 +14,7 @@ from zoo.data.processors.collate import check
 from zoo.errors import SampleError, suggest
 from zoo.types import Item
 
-_FIELDS = ("text", "image", "images", "instruction")
+_FIELDS = ("text", "image", "images", "instruction", "place")
 _SINGLE = (str, bytes, Path, Mapping, Item)
 
 
@@ -71,7 +71,16 @@ def _item_of_fields(fields: Mapping[Any, Any], name: str) -> Item:
         if not isinstance(image, str | Path | bytes | Image.Image):
             raise SampleError(f"{name}: a picture is a path, bytes or a PIL image, not {type(image).__name__}")
     pictures = tuple(Path(image) if isinstance(image, str) else image for image in images)
-    return Item(fields.get("text"), pictures, fields.get("instruction"))
+    return Item(fields.get("text"), pictures, fields.get("instruction"), place=_place(fields.get("place"), name))
+
+
+def _place(value: Any, name: str) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    numbers = [v for v in value if isinstance(v, int | float)] if isinstance(value, list | tuple) else []
+    if len(numbers) != 2 or len(value) != 2:
+        raise SampleError(f"{name}: 'place' is a latitude and a longitude in degrees, e.g. [48.2, 16.4], not {value!r}")
+    return float(numbers[0]), float(numbers[1])
 
 
 def padding_size(item: Item) -> tuple[int, int, int]:

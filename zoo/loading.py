@@ -230,7 +230,9 @@ def _from_bundle(bundle: Bundle, *, name: str | None = None, card: Any = None, w
     if not weights:
         return Embedder(build_model(recipe["model"], name), recipe, name=name, weights=None)
     module = _built_quietly(recipe["model"], name)
-    return Embedder(module, recipe, name=name, weights=_fill(module, bundle.state(), str(bundle.folder)))
+    source = _fill(module, bundle.state(), str(bundle.folder))
+    module.check_elsewhere(bundle.manifest.get("kept_elsewhere", {}), f"the bundle '{name}'")
+    return Embedder(module, recipe, name=name, weights=source)
 
 
 def _checkpoint(run: Path) -> Path:

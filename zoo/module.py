@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.data.source import Processor
 from zoo.distributed import gather_rows, group_of, rank_in, row_counts, world_size
-from zoo.errors import NonFiniteError, RecipeError
+from zoo.errors import NonFiniteError, RecipeError, WeightsError
+from zoo.nn.fingerprint import weights_digest
 from zoo.objectives.objective import Objective
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs
 
@@ -71,6 +72,42 @@ class EmbeddingModule(LightningModule):
     def export_graphs(self) -> list[Graph]:
         """The parts that deploy alone, with inputs to trace and to verify them."""
         raise NotImplementedError(f"{type(self).__name__} has no export_graphs")
+
+    def kept_elsewhere(self) -> list[str]:
+        """Names of parts that are read from where they were released and never change (frozen encoders): they are in no
+        checkpoint and no bundle, which hold their digests instead.
+        """
+        return []
+
+    def digests_elsewhere(self) -> dict[str, str]:
+        """Name of every part of `kept_elsewhere` -> sha256 of its weights."""
+        return {name: weights_digest(self.get_submodule(name)) for name in self.kept_elsewhere()}
+
+    def check_elsewhere(self, digests: Mapping[str, str], source: str) -> None:
+        """Raise WeightsError if a part that is kept elsewhere is not the one that `source` was trained with."""
+        for name, digest in self.digests_elsewhere().items():
+            if digests.get(name, digest) != digest:
+                place = getattr(self.get_submodule(name), "pretrained", "")
+                raise WeightsError(
+                    f"'{name}' has other weights than those that {source} was trained with (now from '{place}'): "
+                    "install or name the same version, or train again"
+                )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what is kept elsewhere."""
+        left_out = tuple(f"{name}." for name in self.kept_elsewhere())
+        if left_out:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith(left_out)}
+            checkpoint["kept_elsewhere"] = self.digests_elsewhere()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put back what is kept elsewhere. WeightsError if it changed meanwhile."""
+        self.check_elsewhere(checkpoint.get("kept_elsewhere", {}), "the checkpoint")
+        left_out = tuple(f"{name}." for name in self.kept_elsewhere())
+        if left_out:
+            own = {key: value for key, value in self.state_dict().items() if key.startswith(left_out)}
+            checkpoint["state_dict"] = own | checkpoint["state_dict"]
 
     # ---- fitting ------------------------------------------------------------------------------------------------
 

@@ -37,3 +37,10 @@ def counting(total: int, title: str, *, show: bool = True, done: int = 0) -> Ite
             bar.update(task, rate=f"{speed:,.1f}/s" if speed else "")
 
         yield advance
+
+
+def duration(seconds: float) -> str:
+    """75 -> "1 min 15 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

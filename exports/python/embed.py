@@ -20,7 +20,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,7 +35,7 @@ except ImportError as error:
 
 FORMAT = 1
 _VIEWS = {"query": "query", "document": "target"}
-_FIELDS = ("text", "image", "images", "instruction")
+_FIELDS = ("text", "image", "images", "instruction", "place")
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _MAX_PIXELS = 64_000_000
 _ATTENTION_CELLS = 2**26  # the vision graph needs memory for pictures x patches^2 x heads: so many cells at a time
@@ -47,18 +47,19 @@ class EmbedError(ValueError):
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to embed. `images` are paths, encoded bytes or PIL images."""
+    """One thing to embed. `images` are paths, encoded bytes or PIL images; `place` is latitude and longitude in degrees."""
 
     text: str | None = None
     images: tuple[Any, ...] = ()
     instruction: str | None = None
+    place: tuple[float, float] | None = None
 
 
 class Embedder:
-    """Embeds texts, pictures and mixes of them.
+    """Embeds texts, pictures and mixes of them, and places where the model has an encoder for them.
 
     One thing to embed is a str (text), a Path, bytes or PIL image (picture), or a dict with any of `text`, `image` (or
-    `images`) and `instruction`, in which a str under `image` is a path.
+    `images`), `place` and `instruction`, in which a str under `image` is a path.
 
     Args:
         folder: what `zoo export` wrote.
@@ -123,7 +124,8 @@ class Embedder:
         differences = {}
         for item in items:
             images = tuple(self.folder / image for image in item["images"])
-            vector = self.encode(Item(item["text"], images, item["instruction"]), side=item["side"])
+            given = Item(item["text"], images, item["instruction"], tuple(item["place"]) if "place" in item else None)
+            vector = self.encode(given, side=item["side"])
             differences[item["name"]] = float(np.abs(vector - np.array(item["vector"], np.float32)).max())
         return differences
 
@@ -140,7 +142,8 @@ class Embedder:
         images = [[_open(image, f"item {row}") for image in item.images] for item, row in zip(items, rows, strict=True)]
         query = _VIEWS[side] in self.manifest["processor"]["query_views"]
         try:
-            arrays = self._arrays([i.text for i in items], images, [i.instruction for i in items], query)
+            places = self._places(items)
+            arrays = self._arrays([i.text for i in items], images, [i.instruction for i in items], query, *places)
         except ValueError as error:
             if len(items) == 1:
                 raise EmbedError(f"item {rows[0]}: {error}") from error
@@ -149,14 +152,23 @@ class Embedder:
             raise
         return self._compose(arrays)
 
+    def _places(self, items: Sequence[Item]) -> list[list[tuple[float, float] | None]]:
+        """What the arrays are given about places: nothing, where the model can't know any."""
+        if self.manifest["processor"]["kind"] == "dual":
+            return [[item.place for item in items]]
+        if any(item.place is not None for item in items):
+            raise ValueError("this model takes no places; leave the place out")
+        return []
+
     def _of_language_model(self, arrays: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         """Pictures become features, and a language model reads them with the text."""
         return self._run("language", arrays | {"image_features": self._image_features(arrays)})
 
     def _of_towers(self, arrays: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-        """The unit vectors of an item's pictures and texts are added up and normalised."""
+        """The unit vectors of an item's pictures, texts and places are added up and normalised."""
         total = np.zeros((len(arrays["rows"]), self.dim), np.float32)
-        for graph, owner in (("image", "image_rows"), ("text", "text_rows")):
+        for graph in ("image", "text", "place"):
+            owner = f"{graph}_rows"
             if owner in arrays:
                 np.add.at(total, arrays[owner], self._run(graph, arrays))
         return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
@@ -210,8 +222,10 @@ def _arrays(folder: Path, spec: Mapping[str, Any]) -> Any:
     code = _module(folder / spec["code"])
     if spec["kind"] == "dual":
         tokenizer = Tokenizer.from_file(str(folder / spec["tokenizer"])) if spec["tokenizer"] else None
-        drawn = {"rendering": code.Rendering(**spec["rendering"])} if "rendering" in spec else {}
-        return code.DualArrays(tokenizer, code.Picture(**spec["picture"]), code.Caption(**spec["caption"]), **drawn)
+        more = {"rendering": code.Rendering(**spec["rendering"])} if "rendering" in spec else {}
+        if "places" in spec:
+            more["places"] = spec["places"]
+        return code.DualArrays(tokenizer, code.Picture(**spec["picture"]), code.Caption(**spec["caption"]), **more)
     settings = {key: spec[key] for key in ("position_mode", "padding_side", "max_length", "pad_token")}
     return code.VlmArrays(
         Tokenizer.from_file(str(folder / spec["tokenizer"])),
@@ -251,9 +265,9 @@ def _item(thing: Any, instruction: str | None, position: int) -> Item:
         raise EmbedError(f"{name}: a {type(thing).__name__} can't be embedded; give a text, a picture, or a dict")
     if item.text is not None and not item.text.strip():
         raise EmbedError(f"{name}: the text is empty; leave it out for an item without text")
-    if item.text is None and not item.images:
-        raise EmbedError(f"{name}: neither text nor picture, there is nothing to embed")
-    return Item(item.text, item.images, item.instruction if item.instruction is not None else instruction)
+    if item.text is None and not item.images and item.place is None:
+        raise EmbedError(f"{name}: neither text nor picture nor place, there is nothing to embed")
+    return replace(item, instruction=item.instruction if item.instruction is not None else instruction)
 
 
 def _item_of_fields(fields: Mapping[str, Any], name: str) -> Item:
@@ -269,7 +283,16 @@ def _item_of_fields(fields: Mapping[str, Any], name: str) -> Item:
         if value is not None:
             images += value if isinstance(value, list | tuple) else [value]
     pictures = tuple(Path(image) if isinstance(image, str) else image for image in images)
-    return Item(fields.get("text"), pictures, fields.get("instruction"))
+    return Item(fields.get("text"), pictures, fields.get("instruction"), _place(fields.get("place"), name))
+
+
+def _place(value: Any, name: str) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    numbers = [v for v in value if isinstance(v, int | float)] if isinstance(value, list | tuple) else []
+    if len(numbers) != 2 or len(value) != 2:
+        raise EmbedError(f"{name}: 'place' is a latitude and a longitude in degrees, e.g. [48.2, 16.4], not {value!r}")
+    return float(numbers[0]), float(numbers[1])
 
 
 def _open(source: Any, name: str) -> Image.Image:
@@ -321,7 +344,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--image", type=Path, action="append", default=[], help="a picture of the item; may be repeated"
     )
     parser.add_argument("--instruction", help="what to look for in the item")
-    parser.add_argument("--jsonl", type=Path, help="many items: a file of lines with text, image(s) and instruction")
+    parser.add_argument(
+        "--jsonl", type=Path, help="many items: a file of lines with text, image(s), place and instruction"
+    )
     parser.add_argument(
         "--side", choices=list(_VIEWS), default="document", help="whose prompt to use (default document)"
     )

@@ -155,6 +155,9 @@ def test_draw_depends_on_index_and_rng_alone(source):
 
 
 def test_retrieval_draws_what_it_is_told():
+    texts = EmojiRetrieval(direction="text_to_text", tag_probability=0.8).draw(3, random.Random(1))
+    assert all(not item.images and item.text for item in texts.views.values())
+    assert texts.views["query"].text != texts.views["target"].text
     source = EmojiRetrieval(languages=("en", "ja"), styles=("twitter",), english_probability=0.75, direction="both")
     by_name = {one.names[language]: (one, language) for (one,) in source.records for language in ("en", "ja")}
     languages, directions = [], []

@@ -1,7 +1,7 @@
 """The import rules of the zoo, read from the source: who may know whom, and where foreign libraries may be called.
 
 Kept here, not in people's heads: `types <- nn <- objectives <- module <- architectures <- loading <- commands <- cli`;
-`types <- data`; `types <- metrics <- callbacks`; `types <- export`.
+`types <- data`; `types <- similarity <- objectives, metrics`; `types <- metrics <- callbacks`; `types <- export`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # names, files, messages: no torch
     "errors": set(),
     "types": set(),
+    "ahead": set(),
     "progress": set(),
     "tables": set(),
     "card": set(),
@@ -39,18 +40,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": set(),
     "convert": {"weights"},
     "nn": {"convert", "weights"},
-    "objectives": set(),
-    "metrics": set(),
+    "similarity": set(),
+    "objectives": {"similarity"},
+    "metrics": {"similarity"},
     "data": {"distributed", "files", "progress", "tables"},
     # models
-    "module": {"data", "distributed", "objectives"},
+    "module": {"data", "distributed", "nn", "objectives"},
     "architectures": {"data", "module", "nn", "objectives", "registry"},
-    "callbacks": {"data", "distributed", "metrics"},
+    "latents": {"ahead", "data", "nn", "progress"},
+    "callbacks": {"data", "distributed", "files", "latents", "metrics", "progress"},
     # use
+    "comparison": {"callbacks", "catalog", "files", "metrics", "progress", "recipe"},
     "bundle": {"card", "recipe", "weights"},
     "export": {"bundle", "files", "progress", "weights"},
     "items": {"data"},
-    "embedder": {"bundle", "files", "items", "progress", "weights"},
+    "embedder": {"ahead", "bundle", "files", "items", "progress", "similarity", "weights"},
     "vectors": {"data", "embedder", "files", "progress", "weights"},
     "loading": {
         "bundle",
@@ -176,8 +180,13 @@ def against_siblings(found: list[Import]) -> list[Import]:
 
 
 def against_pure_math(found: list[Import]) -> list[Import]:
-    """Objectives and metrics know torch and nothing else, and never ask how many processes there are."""
-    allowed = {"objectives": {"torch"}, "metrics": {"torch", "torchmetrics"}, "metrics.functional": {"torch"}}
+    """Objectives, similarities and metrics know torch and nothing else, and never ask how many processes there are."""
+    allowed = {
+        "objectives": {"torch"},
+        "similarity": {"torch"},
+        "metrics": {"torch", "torchmetrics"},
+        "metrics.functional": {"torch"},
+    }
     wrong = []
     for i in found:
         libraries = allowed.get(i.module, allowed.get(i.area))
@@ -279,6 +288,7 @@ def test_no_import_cycles() -> None:
         (against_siblings, "architectures.x", "from zoo.architectures.y import Y"),
         (against_siblings, "architectures.x", "from zoo.architectures import y"),
         (against_pure_math, "objectives.x", "import numpy as np"),
+        (against_pure_math, "similarity.x", "import numpy as np"),
         (against_pure_math, "objectives.x", "from torch import distributed"),
         (against_pure_math, "metrics.functional", "import torchmetrics"),
         (against_one_place_for_libraries, "architectures.x", "def f():\n    import timm"),

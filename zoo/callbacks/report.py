@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import os
 import platform
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from string import Template
 from typing import TypeVar
 
 import torch
@@ -19,12 +17,11 @@ from zoo.callbacks import report_page as page
 from zoo.callbacks.evaluation import Result, RetrievalEvaluation
 from zoo.callbacks.history import History
 from zoo.callbacks.measures import Measured
-from zoo.callbacks.report_charts import STYLE
 from zoo.callbacks.terminal import cells, show
 from zoo.errors import ZooError
 from zoo.files import replacing
+from zoo.progress import duration
 
-_TEMPLATE = Path(__file__).with_name("report.html")
 Kind = TypeVar("Kind", bound=Callback)
 _LIBRARIES = ("torch", "lightning", "transformers")
 
@@ -82,9 +79,8 @@ class Report(Callback):
         # test results first: they are what counts
         ordered = {stage: results[stage] for stage in sorted(results, key=("test", "val").index) if results[stage]}
         latest = next(iter(ordered.values()), [])
-        return Template(_TEMPLATE.read_text("utf-8")).substitute(
-            title=html.escape(self.name),
-            series=STYLE,
+        return page.document(
+            title=self.name,
             tiles=page.tiles(_headline(latest) + _effort(history)),
             facts=page.facts(_facts(trainer, module, history)),
             results=page.results(ordered, "expected" if evaluation is None else evaluation.ties) + _measures(trainer),
@@ -111,7 +107,7 @@ def _effort(history: History | None) -> list[tuple[str, str]]:
     if history is None:
         return []
     return [
-        (_duration(history.seconds), "training time, validation not counted"),
+        (duration(history.seconds), "training time, validation not counted"),
         (f"{history.samples_per_second:,.0f}/s", f"training samples, {history.samples:,} in all"),
     ]
 
@@ -164,12 +160,6 @@ def _versions() -> list[str]:
         except PackageNotFoundError:
             found.append(f"no {name}")
     return found
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def _first(trainer: Trainer, kind: type[Kind]) -> Kind | None:

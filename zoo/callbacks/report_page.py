@@ -7,15 +7,18 @@ import html
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
 
 from zoo.callbacks.evaluation import Example, Result
 from zoo.callbacks.history import LEARNING_RATE, SECONDS, Curve
 from zoo.callbacks.measures import Measures
-from zoo.callbacks.report_charts import SERIES, Series, line_chart
+from zoo.callbacks.report_charts import SERIES, STYLE, Series, line_chart
 from zoo.callbacks.terminal import cells, sizes, title_of
 from zoo.metrics.retrieval import better_is_lower
 from zoo.types import ImageSource, Item
 
+_TEMPLATE = Path(__file__).with_name("report.html")
 _THUMBNAIL = 144  # pixels: twice what is shown, for dense screens
 _MOST_PIXELS = 64_000_000  # of a picture that is opened for its thumbnail (ours)
 _MOST_TASKS = 8  # with examples; a page with all 28 languages of a task would take minutes to scroll (ours)
@@ -27,6 +30,13 @@ _TRAINING = {
     LEARNING_RATE: ("learning rate", "learning rate"),
     "train/grad_norm": ("gradient norm", "norm"),
 }
+
+
+def document(title: str, tiles: str, facts: str, results: str, curves: str = "", examples: str = "") -> str:
+    """The whole page, self-contained. `title` is text, the parts are HTML."""
+    return Template(_TEMPLATE.read_text("utf-8")).substitute(
+        title=_text(title), series=STYLE, tiles=tiles, facts=facts, results=results, curves=curves, examples=examples
+    )
 
 
 def tiles(entries: Sequence[tuple[str, str]]) -> str:

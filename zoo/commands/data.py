@@ -1,9 +1,11 @@
-"""Look at the packaged data, and write data of your own as tar shards.
+"""Look at the packaged data; write data of your own as tar shards, all of it or an even choice.
 
 zoo data show emoji                                  counts, and a contact sheet of the test split
 zoo data show emoji --split train --out sheet.png    the same for another split, into another file
 zoo data shard photos/ --out shards/                 pictures with captions -> tar shards (WebDataset layout)
 zoo data shard 'cc3m/*.parquet' --out shards/ --image-size 256
+zoo data curate 'cc3m/*.parquet' --concepts labels.txt --per-concept 500 --out even/
+                                                     pairs that cover the concepts of a word list evenly, as tar shards
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from math import comb
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import UnknownNameError, ZooError
 
 if TYPE_CHECKING:
+    from zoo.data.pairs import RecordSource
     from zoo.data.sources.emoji import Emoji
     from zoo.types import RetrievalTask
 
@@ -37,11 +40,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--count", type=int, default=48, metavar="N", help="emoji on the contact sheet; 0: no sheet")
     show.set_defaults(action=_show)
     shard = actions.add_parser("shard", help="write pictures with captions as tar shards; a stopped run goes on")
+    _add_shard_arguments(shard)
+    shard.set_defaults(action=_shard)
+    curate = actions.add_parser("curate", help="the same for a choice of pairs that covers concepts evenly")
+    _add_shard_arguments(curate)
+    curate.add_argument(
+        "--concepts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a line each: NAME, or NAME: WORD, SOME PHRASE, ...",
+    )
+    curate.add_argument(
+        "--per-concept", type=int, required=True, metavar="N", help="pairs that each concept is to have"
+    )
+    curate.add_argument("--seed", type=int, default=0, metavar="N", help="which pairs are drawn (default: 0)")
+    curate.set_defaults(action=_curate)
+
+
+def _add_shard_arguments(shard: argparse.ArgumentParser) -> None:
     shard.add_argument(
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="a folder of pictures, .parquet or .tar files, the folder of a saved Hugging Face data set, emoji[:SPLIT]",
+        help="a folder of pictures, .parquet, .jsonl or .tar files, the folder of a saved Hugging Face data set, "
+        "emoji[:SPLIT]",
     )
     shard.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the shards")
     shard.add_argument("--size-mb", type=int, default=256, metavar="N", help="of a shard (default: 256)")
@@ -54,7 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--caption", default="", metavar="NAME", help="column of a table (caption), or txt or json.FIELD of tar shards"
     )
     shard.add_argument("--image-id", default="", metavar="NAME", help="what names a picture that several records show")
-    shard.set_defaults(action=_shard)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,12 +92,41 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _shard(args: argparse.Namespace) -> int:
+    return _write_shards(_opened(args), args, {})
+
+
+def _curate(args: argparse.Namespace) -> int:
+    from zoo.data.curation import Chosen, captions_of, curate, read_concepts, write_counts
+
+    concepts, sources = read_concepts(args.concepts), _opened(args)
+    found = curate(captions_of(sources), concepts, args.per_concept, args.seed)
+    choice = {"concepts": concepts.fingerprint, "per_concept": args.per_concept, "seed": args.seed}
+    code = _write_shards([Chosen(sources, found.rows)], args, choice)
+    counts = write_counts(found, concepts, args.out)
+    whole = sum(count >= args.per_concept for count in found.kept)
+    none = sum(not count for count in found.available)
+    print(f"{len(found.rows):,} of {sum(map(len, sources)):,} pairs were chosen for {len(concepts):,} concepts:")
+    print(
+        f"  {whole:,} have {args.per_concept:,} or more, {len(concepts) - whole - none:,} fewer, {none:,} none; {counts}"
+    )
+    return code
+
+
+def _opened(args: argparse.Namespace) -> list[RecordSource]:
     from zoo.data.shard_inputs import open_records
+
+    return [open_records(place, **_fields(args)) for place in args.sources]
+
+
+def _fields(args: argparse.Namespace) -> dict[str, Any]:
+    return {"captions": args.captions, "image": args.image, "caption": args.caption, "image_id": args.image_id}
+
+
+def _write_shards(sources: Sequence[RecordSource], args: argparse.Namespace, choice: dict[str, Any]) -> int:
+    """Write all records; `choice` says how they were chosen, for a run that goes on."""
     from zoo.data.shards import MANIFEST, write_shards
     from zoo.progress import counting
 
-    fields = {"captions": args.captions, "image": args.image, "caption": args.caption, "image_id": args.image_id}
-    sources = [open_records(place, **fields) for place in args.sources]
     total = sum(map(len, sources))
     with counting(total, "records", show=sys.stderr.isatty()) as progress:
         written = write_shards(
@@ -83,7 +134,7 @@ def _shard(args: argparse.Namespace) -> int:
             args.out,
             shard_bytes=args.size_mb << 20,
             image_size=args.image_size,
-            options={"from": args.sources, **fields},
+            options={"from": args.sources, **_fields(args), **choice},
             progress=progress,
         )
     if written.before:

@@ -22,6 +22,7 @@ from zoo.callbacks.latent_caching import LatentCaching
 from zoo.callbacks.predictions import Predictions
 from zoo.callbacks.progress import FitProgress
 from zoo.callbacks.report import Report
+from zoo.callbacks.results_file import ResultsFile
 from zoo.catalog import with_recipe_files
 from zoo.errors import WeightsError, ZooError
 from zoo.files import replacing
@@ -44,6 +45,7 @@ class ZooCLI(LightningCLI):
         parser.add_lightning_class_args(RetrievalEvaluation, "evaluation")
         parser.add_lightning_class_args(History, "history")
         parser.add_lightning_class_args(Report, "report")
+        parser.add_lightning_class_args(ResultsFile, "results")
         parser.add_lightning_class_args(ResumableCheckpoint, "checkpoint")
         parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.add_lightning_class_args(LatentCaching, "cache")
@@ -69,6 +71,7 @@ class ZooCLI(LightningCLI):
             settings.verbose = False  # Lightning's own table of results beside ours
         settings.run_dir = settings.trainer.default_root_dir = settings.report.dirpath = str(run_dir)
         settings.report.name = self.recipe.stem
+        settings.results.dirpath = str(run_dir)
         settings.checkpoint.dirpath = settings.best.dirpath = str(run_dir / "checkpoints")
         settings.predictions.dirpath = str(run_dir / "predictions")
         if isinstance(settings.seed_everything, int):
@@ -146,8 +149,9 @@ class ZooCLI(LightningCLI):
         """Write the bundle of the best (or, without validation, the last) weights, and measure them on the test tasks."""
         best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
         if best.best_model_path:
-            state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-            self.model.load_state_dict(state)
+            checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+            self.model.on_load_checkpoint(checkpoint)
+            self.model.load_state_dict(checkpoint["state_dict"])
         run_dir = Path(self.config["fit"].run_dir)
         if self.datamodule is not None and self.datamodule.tasks("test"):
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,9 +73,7 @@ class PairDrawer:
     def sample(self, record: Record, rng: random.Random) -> Sample:
         """One draw. Equal pictures share label and key, whatever augmentation does to them."""
         picture, text = self.views
-        captions = self.rules.kept(record.captions) if self.rules else record.captions
-        if not captions:
-            raise SampleError(f"{record.id}: the caption filter leaves no caption")
+        captions = self._usable(record)
         texts = tuple(Item(text=one, instruction=self.instructions.get(text)) for one in self._drawn(captions, rng))
         identity = self.identity(record)
         views: dict[str, Item | tuple[Item, ...]] = {
@@ -84,6 +82,24 @@ class PairDrawer:
         }
         ordered = dict(sorted(views.items()))  # query before target, as other sources have it, whichever is the picture
         return Sample(record.id, ordered, label=label(identity), source=self.source)
+
+    def items(self, source: RecordSource) -> Iterator[Item]:
+        """Every item that `sample` may make of the records of a source: pictures, and all captions that may be drawn."""
+        picture, text = self.views
+        for index in range(len(source)):
+            try:
+                record = source.record(index)
+                captions = self._usable(record)
+            except SampleError:  # no sample is made of it, either
+                continue
+            yield Item(images=(record.image,), instruction=self.instructions.get(picture))
+            yield from (Item(text=one, instruction=self.instructions.get(text)) for one in captions)
+
+    def _usable(self, record: Record) -> Sequence[str]:
+        captions = self.rules.kept(record.captions) if self.rules else record.captions
+        if not captions:
+            raise SampleError(f"{record.id}: the caption filter leaves no caption")
+        return captions
 
     def identity(self, record: Record) -> str:
         """Equal for records of one picture."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from zoo.data.pairs import Record, RecordSource
+from zoo.data.pairs import Record, RecordSource, read_captions, read_picture
 from zoo.data.patterns import braces
 from zoo.data.sources.folder import CaptionedImages, Captions
+from zoo.data.sources.record_files import Records
 from zoo.errors import SampleError, ZooError
 
 
@@ -49,16 +51,44 @@ class EmojiRecords:
         return Record(f"{self.name}/{emoji.id}/{style}", emoji.drawings[style], (emoji.names["en"],), emoji.id)
 
 
+class JsonLines:
+    """The objects of a JSONL file, with a path to a picture (relative to the file) and a caption or a list of them."""
+
+    def __init__(self, path: Path, image: str = "image", caption: str = "caption", image_id: str = "") -> None:
+        self.rows = Records(path, [image, caption, *([image_id] if image_id else [])])
+        self.path, self.name = path, path.stem
+        self.image, self.caption, self.image_id = image, caption, image_id
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def record(self, index: int) -> Record:
+        """See `RecordSource`."""
+        where = self.rows.where(index)
+        picture = read_picture(self.rows.value(self.image, index), self.path.parent, f"{where} ({self.image})")
+        captions = read_captions(self.rows.columns[self.caption][index].as_py(), f"{where} ({self.caption})")
+        name = str(self.rows.columns[self.image_id][index].as_py()) if self.image_id else ""
+        return Record(f"{self.name}/{index}", picture, captions, name)
+
+    def captions(self) -> Iterator[tuple[str, ...]]:
+        """See `zoo.data.curation.Captioned`."""
+        for value in self.rows.columns[self.caption]:
+            try:
+                yield read_captions(value.as_py(), "")
+            except SampleError:
+                yield ()
+
+
 def open_records(
     place: str, *, captions: Captions = "file", image: str = "image", caption: str = "", image_id: str = ""
 ) -> RecordSource:
     """The records of one source.
 
     Args:
-        place: `emoji` or `emoji:SPLIT`, a folder of pictures, Parquet files, the folder of a saved Hugging Face data set,
-            tar shards.
+        place: `emoji` or `emoji:SPLIT`, a folder of pictures, Parquet files, a JSONL file, the folder of a saved Hugging
+            Face data set, tar shards.
         captions: of a folder of pictures, see `ImageFolder`.
-        image: column of a table.
+        image: column of a table, or field of JSONL.
         caption: column of a table (default: caption), or what `WebDataset` calls caption (default: txt).
         image_id: column of a table, or field of tar shards.
 
@@ -73,6 +103,8 @@ def open_records(
     if name == "emoji":
         return EmojiRecords(split or "train")
     folder = Path(place).expanduser()
+    if folder.suffix in (".jsonl", ".ndjson"):
+        return JsonLines(folder, image, caption or "caption", image_id)
     if is_saved_dataset(folder) or _holds(folder, place, ".parquet"):
         return TablePairs(place, image, caption or "caption", image_id=image_id)
     if _holds(folder, place, ".tar"):
@@ -80,8 +112,8 @@ def open_records(
     if folder.is_dir():
         return FolderRecords(place, captions)
     raise ZooError(
-        f"'{place}' can't be read: give a folder of pictures, .parquet or .tar files, the folder of a saved Hugging Face "
-        "data set, or emoji"
+        f"'{place}' can't be read: give a folder of pictures, .parquet, .jsonl or .tar files, the folder of a saved "
+        "Hugging Face data set, or emoji"
     )
 
 

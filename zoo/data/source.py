@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
-from zoo.types import Batch, Inputs, RetrievalTask, Sample
+from zoo.types import Batch, Inputs, Item, RetrievalTask, Sample
 
 
 @runtime_checkable
@@ -18,6 +19,19 @@ class Source(Protocol):
 
     def draw(self, index: int, rng: random.Random) -> Sample:
         """Record `index`; `rng` decides what may vary (which caption, which language, which drawing)."""
+        ...
+
+
+@runtime_checkable
+class Listed(Protocol):
+    """A source that can say beforehand what it may draw; the latents of its items can then be cached."""
+
+    name: str
+
+    def items(self) -> Iterator[Item]:
+        """Every item that `draw` may give, over all records and all `rng`, in the same order on every call. An item may come
+        several times; records that can't be used, for which `draw` raises, are left out.
+        """
         ...
 
 

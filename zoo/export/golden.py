@@ -28,6 +28,7 @@ class _Golden:
     text: str | None = None
     images: tuple[str, ...] = ()
     instruction: str | None = None
+    place: tuple[float, float] | None = None
 
 
 _ITEMS = (
@@ -38,6 +39,11 @@ _ITEMS = (
     _Golden("picture with transparency and instruction", "query", images=(_BADGE,), instruction="What shape is it?"),
     _Golden("two pictures and text", "document", "a scene and a badge", (_SCENE, _BADGE)),
 )
+_PLACES = (
+    _Golden("place", "document", place=(48.2, 16.4)),
+    _Golden("place and text", "query", "a city", place=(-33.9, 151.2)),
+)
+"""For models that take places."""
 
 
 def write_golden(embedder: Embedder, folder: Path, report: Callable[[str], None]) -> int:
@@ -49,8 +55,9 @@ def write_golden(embedder: Embedder, folder: Path, report: Callable[[str], None]
     draw_scene().save(folder / _SCENE)
     draw_badge().save(folder / _BADGE)
     written = []
-    for golden in _ITEMS:
-        item = Item(golden.text, tuple(folder / image for image in golden.images), golden.instruction)
+    for golden in _ITEMS + (_PLACES if getattr(embedder.processor, "places", False) else ()):
+        images = tuple(folder / image for image in golden.images)
+        item = Item(golden.text, images, golden.instruction, place=golden.place)
         try:
             vector = embedder.encode(item, side=golden.side)
         except SampleError as error:
@@ -63,6 +70,7 @@ def write_golden(embedder: Embedder, folder: Path, report: Callable[[str], None]
                 "text": golden.text,
                 "images": list(golden.images),
                 "instruction": golden.instruction,
+                **({"place": list(golden.place)} if golden.place else {}),
                 "vector": [float(f"{value:.9g}") for value in vector],  # 9 digits hold every float32 exactly
             }
         )

@@ -45,6 +45,20 @@ class TextTower(Protocol):
         def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> States: ...
 
 
+class PlaceTower(Protocol):
+    """Places (R, 2), latitude and longitude in degrees -> States."""
+
+    width: int
+
+    def forward(self, places: Tensor) -> States:
+        """See the class."""
+        ...
+
+    if TYPE_CHECKING:
+
+        def __call__(self, places: Tensor) -> States: ...
+
+
 class SharedPooling(Protocol):
     """One part that pools the tokens (R, L, E) of either tower, mask (R, L) or None -> (R, E)."""
 

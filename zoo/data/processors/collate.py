@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def check(item: Item, name: str) -> None:
     """Raise SampleError if there is nothing in the item to embed."""
     if item.text is not None and not item.text.strip():
         raise SampleError(f"{name}: the text is empty; leave `text` out for an item without text")
-    if item.text is None and not item.images:
-        what = "an instruction but no text and no image" if item.instruction else "neither text nor image"
+    if item.text is None and not item.images and item.place is None:
+        what = "an instruction but no text, image or place" if item.instruction else "neither text nor image nor place"
         raise SampleError(f"{name}: the item has {what}; there is nothing to embed")
 
 
@@ -58,6 +59,8 @@ def content_key(item: Item) -> int:
     if not item.key:
         for image in item.images:
             digest.update(_image_bytes(image))
+        if item.place is not None:
+            digest.update(b"place" + struct.pack("<2d", *(value + 0.0 for value in item.place)))  # -0.0 becomes 0.0
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 

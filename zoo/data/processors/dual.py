@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,15 +29,24 @@ class DualProcessor(Processor):
             `open_clip:tokenizer.json` (CLIP's, made from the vocabulary inside open_clip). Read at first use.
         picture: resizing, cropping, normalisation; must fit the image tower.
         caption: special tokens, length, padding; must fit the text tower.
+        places: take places, too; for models that have an encoder for them.
 
     Raises:
-        SampleError: an item can't be used (empty, unreadable picture, an instruction); names the sample.
+        SampleError: an item can't be used (empty, unreadable picture, an instruction, a place that is none); names the
+            sample.
     """
 
-    def __init__(self, tokenizer: str, picture: Picture | None = None, caption: Caption | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: str,
+        picture: Picture | None = None,
+        caption: Caption | None = None,
+        places: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
         self.picture = picture or Picture()
         self.caption = caption or Caption()
+        self.places = places
         self._arrays: DualArrays | None = None
 
     @property
@@ -50,7 +60,7 @@ class DualProcessor(Processor):
                 tokenizer = Tokenizer.from_str(text)
                 tokenizer.no_padding()
                 tokenizer.no_truncation()  # `DualArrays` cuts the text, not the closing token
-                self._arrays = DualArrays(tokenizer, self.picture, self.caption)
+                self._arrays = DualArrays(tokenizer, self.picture, self.caption, places=self.places)
             except Exception as error:  # the Rust reader raises bare Exception
                 raise ZooError(f"{self.tokenizer} can't be used as tokenizer: {error}") from error
         return self._arrays
@@ -71,7 +81,9 @@ class DualProcessor(Processor):
         """The items of one view -> tensors."""
         images = [[open_image(image, name) for image in item.images] for item, name in zip(items, names, strict=True)]
         try:
-            arrays = self.arrays([i.text for i in items], images, [i.instruction for i in items], False)
+            arrays = self.arrays(
+                [i.text for i in items], images, [i.instruction for i in items], False, [i.place for i in items]
+            )
         except ValueError as error:
             raise SampleError(self._name_culprit(items, images, names) or str(error)) from error
         return {key: torch.from_numpy(value) for key, value in arrays.items()}
@@ -79,7 +91,7 @@ class DualProcessor(Processor):
     def _name_culprit(self, items: Sequence[Item], images: list[Any], names: Sequence[str]) -> str:
         for item, pictures, name in zip(items, images, names, strict=True):
             try:
-                self.arrays([item.text], [pictures], [item.instruction], False)
+                self.arrays([item.text], [pictures], [item.instruction], False, [item.place])
             except ValueError as error:
                 return f"{name}: {error}"
         return ""
@@ -96,7 +108,17 @@ class DualProcessor(Processor):
 
     def spec(self) -> dict[str, Any]:
         """What `DualArrays` needs besides the tokenizer, as plain data, for a runtime without the zoo."""
-        return {"kind": "dual", "query_views": [], "picture": asdict(self.picture), "caption": asdict(self.caption)}
+        facts = {"kind": "dual", "query_views": [], "picture": asdict(self.picture), "caption": asdict(self.caption)}
+        return facts | ({"places": True} if self.places else {})
+
+    def preparation(self, modality: str) -> dict[str, Any]:
+        """What decides the tensors of one modality, as plain data: latents made of them hold while it stays the same."""
+        if modality == "image":
+            return asdict(self.picture)
+        if modality == "text":
+            tokenizer = hashlib.sha256(self._tokenizer_json().encode()).hexdigest()
+            return {**asdict(self.caption), "tokenizer": tokenizer}
+        return {}
 
     def export(self, folder: Path) -> dict[str, Any]:
         """Write what a runtime without the zoo needs beside the graphs; returns `spec` with the names of the files."""
@@ -107,7 +129,12 @@ class DualProcessor(Processor):
         return {**self.spec(), "tokenizer": "tokenizer.json", "code": "dual_arrays.py"}
 
 
-_PARTS = {"image_rows": ("pixels",), "text_rows": ("input_ids", "attention_mask")}
+_PARTS = {
+    "image_rows": ("pixels", "image_pooled", "image_tokens", "image_mask"),
+    "text_rows": ("input_ids", "attention_mask", "text_pooled", "text_tokens", "text_mask"),
+    "place_rows": ("places", "place_pooled", "place_tokens", "place_mask"),
+}
+"""Names of the tensors of parts, raw or cached (see `CachedProcessor`), by the name of the rows they belong to."""
 
 
 def narrow(inputs: Inputs, start: int, stop: int) -> Inputs:
@@ -119,6 +146,6 @@ def narrow(inputs: Inputs, start: int, stop: int) -> Inputs:
         bounds = torch.tensor([start, stop], device=inputs[owner].device)
         first, last = torch.searchsorted(inputs[owner], bounds).tolist()
         if first < last:
-            part |= {name: inputs[name][first:last] for name in names}
+            part |= {name: inputs[name][first:last] for name in names if name in inputs}
             part[owner] = inputs[owner][first:last] - start
     return part

@@ -4,7 +4,7 @@ This file is the whole preparation of the model's input: training uses it throug
 it, as it stands, beside the exported graphs. It therefore imports nothing but numpy, Pillow and tokenizers, and ftfy where
 a model's text is cleaned with it.
 
-Shapes: R rows, I pictures of all rows, T texts of all rows, L tokens.
+Shapes: R rows, I pictures of all rows, T texts of all rows, P places of all rows, L tokens.
 """
 
 from __future__ import annotations
@@ -187,13 +187,24 @@ def _drawable(line: int, letter: str) -> bool:
     return (mask.size, bytes(mask)) != (missing.size, bytes(missing))
 
 
+def check_place(place: tuple[float, float]) -> None:
+    """Raise ValueError unless these are a latitude and a longitude in degrees."""
+    latitude, longitude = place
+    if not (-90 <= latitude <= 90 and -180 <= longitude <= 180):  # NaN is in no range
+        raise ValueError(
+            f"the place ({latitude}, {longitude}) is none: latitude lies within -90 and 90 degrees, longitude within -180 "
+            "and 180, in this order"
+        )
+
+
 @dataclass
 class DualArrays:
     """Items to model inputs. Picklable, holds no weights. `shortened` counts texts that were cut. With `rendering` texts
-    are pictures like the others, and there is no tokenizer.
+    are pictures like the others, and there is no tokenizer. With `places` the model has an encoder for places, too.
 
     Raises:
-        ValueError: the tokenizer lacks a special token; an item has an instruction, for which such a model has no place.
+        ValueError: the tokenizer lacks a special token; an item has an instruction, which such a model can't follow, or a
+            place that is none or that the model does not take.
     """
 
     tokenizer: Tokenizer | None
@@ -201,6 +212,7 @@ class DualArrays:
     caption: Caption = field(default_factory=Caption)
     shortened: int = 0
     rendering: Rendering | None = None
+    places: bool = False
 
     def __post_init__(self) -> None:
         if self.tokenizer is None:
@@ -221,11 +233,13 @@ class DualArrays:
         images: Sequence[Sequence[Image.Image]],
         instructions: Sequence[str | None],
         query: bool,
+        places: Sequence[tuple[float, float] | None] = (),
     ) -> Arrays:
         """R items -> rows (R,); where there are pictures pixels (I, 3, H, W) and image_rows (I,); where there are texts
-        input_ids and attention_mask (T, L) and text_rows (T,).
+        input_ids and attention_mask (T, L) and text_rows (T,); where there are places (latitude, longitude) places (P, 2)
+        float32 in degrees and place_rows (P,).
 
-        `image_rows` and `text_rows` say to which row a picture or text belongs; a row's vector is made of all its parts.
+        `*_rows` say to which row a picture, text or place belongs; a row's vector is made of all its parts.
         """
         if any(instructions):
             raise ValueError("this model takes no instructions; leave the instruction out")
@@ -243,7 +257,18 @@ class DualArrays:
         if written:
             arrays |= self._pad([self._ids(text) for _, text in written])
             arrays["text_rows"] = np.array([r for r, _ in written], np.int64)
-        return arrays
+        return arrays | self._located(places)
+
+    def _located(self, places: Sequence[tuple[float, float] | None]) -> Arrays:
+        given = [(r, place) for r, place in enumerate(places) if place is not None]
+        if not given:
+            return {}
+        if not self.places:
+            raise ValueError("this model takes no places; leave the place out")
+        for _, place in given:
+            check_place(place)
+        rows = np.array([r for r, _ in given], np.int64)
+        return {"places": np.array([place for _, place in given], np.float32), "place_rows": rows}
 
     def _drawn(self, text: str | None) -> list[Image.Image]:
         if text is None:

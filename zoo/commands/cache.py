@@ -1,0 +1,189 @@
+"""Encode the data of a recipe once, for training on frozen encoders: `zoo cache --config recipes/NAME.yaml`.
+
+What is there already is kept, and a stopped run goes on. A fit with `cache: {enabled: true}` fills by itself; this fills
+without training. --list shows what is kept, --remove frees it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import RecipeError, ZooError
+from zoo.tables import table
+
+if TYPE_CHECKING:
+    from zoo.latents import Filled
+
+_ALL = "all"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `zoo cache` takes."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", metavar="RECIPE", help="a recipe: its file, or its name as `zoo list` prints it")
+    what.add_argument("--list", action="store_true", help="what is kept, with sizes")
+    what.add_argument("--remove", metavar="FOLDER", help=f"a folder as --list prints it, or {_ALL}")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="default: that of the recipe's section `cache`")
+    parser.add_argument("--dtype", choices=("float32", "float16"), help="of the files; default as above")
+    parser.add_argument(
+        "--tokens", action="store_true", help="keep tokens of every encoder, also if the recipe doesn't"
+    )
+    parser.add_argument(
+        "--folder", default="", metavar="FOLDER", help="where latents are kept; default: the zoo's cache"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fill, list or remove."""
+    from zoo.data.latent_folder import latents_folder
+
+    if args.list:
+        _print_list(latents_folder(args.folder))
+    elif args.remove:
+        _remove(args.remove, latents_folder(args.folder))
+    else:
+        _print_filled(_fill(args))
+    return 0
+
+
+# ---- filling ---------------------------------------------------------------------------------------------------------
+
+
+def _fill(args: argparse.Namespace) -> list[Filled]:
+    import sys
+
+    from zoo.callbacks.latent_caching import check_module
+    from zoo.catalog import find_path
+    from zoo.data.listing import list_data
+    from zoo.latents import fill
+    from zoo.recipe import read_recipe
+
+    recipe = read_recipe(Path(find_path(args.config)))
+    module, data, settings = _built(recipe.raw, recipe.name)
+    check_module(module)
+    listings = list_data(data)  # before weights are read: what can't be listed is refused at once
+    module.setup("fit")
+    if args.tokens:
+        module.tokens = list(module.encoders)
+    return fill(
+        _on_device(module),
+        listings,
+        folder=args.folder or settings.folder,
+        batch_size=args.batch_size or settings.batch_size,
+        dtype=args.dtype or settings.dtype,
+        show=sys.stderr.isatty(),
+    )
+
+
+def _built(raw: dict[str, Any], name: str) -> tuple[Any, Any, Any]:
+    """Model, data and the section `cache` of a recipe. RecipeError names what does not fit."""
+    from jsonargparse import ArgumentError, ArgumentParser
+    from lightning.pytorch import seed_everything
+
+    from zoo.callbacks.latent_caching import LatentCaching
+    from zoo.data.datamodule import EmbeddingData
+    from zoo.module import EmbeddingModule
+    from zoo.parsing import explain
+    from zoo.registry import import_parts
+
+    if not raw.get("data"):
+        raise RecipeError(f"recipe '{name}' has no `data:`, so there is nothing to encode")
+    import_parts()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(EmbeddingModule, "model", required=True)
+    parser.add_subclass_arguments(EmbeddingData, "data", required=True)
+    parser.add_class_arguments(LatentCaching, "cache")
+    parser.add_argument("--seed_everything", type=int, default=0)
+    try:
+        settings = parser.parse_object(
+            {key: raw[key] for key in ("model", "data", "cache", "seed_everything") if raw.get(key)}
+        )
+    except ArgumentError as error:
+        raise explain(error, name) from error
+    seed_everything(
+        settings.seed_everything, verbose=False
+    )  # as in a fit: encoders with random weights are the same ones
+    built = parser.instantiate(settings)
+    return built.model, built.data, built.cache
+
+
+def _on_device(module: Any) -> Any:
+    import torch
+
+    return module.to("cuda") if torch.cuda.is_available() else module
+
+
+def _print_filled(filled: list[Filled]) -> None:
+    from zoo.latents import notes
+
+    header = ("modality", "source", "items", "distinct", "dims", "MB", "items/s", "folder")
+    print("\n".join(table(header, [_row(one) for one in filled])))
+    for one in filled:
+        for note in notes(one):
+            print(f"note: {note}")
+
+
+def _row(one: Filled) -> tuple[str, ...]:
+    manifest = one.manifest
+    return (
+        manifest.modality,
+        manifest.source,
+        f"{one.asked:,}",
+        f"{manifest.rows:,}",
+        str(manifest.dim),
+        f"{manifest.bytes / 1e6:,.1f}",
+        f"{one.encoded / one.seconds:,.0f}" if one.encoded else "cached before",
+        str(one.folder),
+    )
+
+
+# ---- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def _print_list(root: Path) -> None:
+    from zoo.data.latent_files import LatentError
+    from zoo.data.latent_folder import MANIFEST, folders_in, read_manifest
+
+    rows = []
+    for folder in folders_in(root):
+        place = folder.relative_to(root).as_posix()
+        try:
+            one = read_manifest(folder)
+            facts = (one.modality, one.source, f"{one.rows:,}", str(one.dim), one.dtype)
+        except LatentError:
+            state = "damaged" if (folder / MANIFEST).is_file() else "unfinished"
+            facts = (place.partition("-")[0], "", state, "", "")
+        rows.append((*facts, f"{_bytes_in(folder) / 1e6:,.1f}", place))
+    print(f"latents in {root}:")
+    print("\n".join(table(("modality", "source", "rows", "dims", "dtype", "MB", "folder"), rows)))
+
+
+def _remove(wanted: str, root: Path) -> None:
+    """Delete the folder of a list, of an encoder, or all; never anything that is not one of these."""
+    from zoo.data.latent_folder import folders_in
+
+    kept = list(folders_in(root))
+    places = {path for folder in kept for path in (folder, folder.parent)}
+    if wanted == _ALL:
+        chosen = {folder.parent for folder in kept}
+    else:
+        named = ((root / wanted).resolve(), Path(wanted).expanduser().resolve())
+        chosen = {path for path in places if path.resolve() in named}
+        if not chosen:
+            raise ZooError(f"there are no latents in '{wanted}'; `zoo cache --list` names the folders in {root}")
+    size = sum(map(_bytes_in, chosen))
+    try:
+        for path in chosen:
+            shutil.rmtree(path)
+            if path.parent != root and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+    except OSError as error:
+        raise ZooError(f"{error.filename} can't be removed: {error.strerror}") from error
+    print(f"{len(chosen)} folder{'s' * (len(chosen) != 1)} removed, {size / 1e6:,.1f} MB: {root}")
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
