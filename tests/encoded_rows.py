@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.objectives import contrastive
-from zoo.types import Embedding, Encoded
+from zoo.types import Embedding, Encoded, Mixture
 
 WIDTH = 6
 
@@ -28,16 +29,19 @@ def encoded(
     samples: int = 6,
     each: int = 1,
     tokens: tuple[int, int] = (0, 0),
+    spread: float | None = None,
     labels: Tensor | None = None,
     keys: dict[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Encoded:
     """`samples` queries and `each` targets per sample. tokens: how many per row of query and target; the last is padding
-    in every third row.
+    in every third row. spread: the mean of the log variances, which there are none of otherwise.
     """
     counts, views = {"query": samples, "target": samples * each}, {}
     for place, (name, length) in enumerate(zip(counts, tokens, strict=True)):
         views[name] = Embedding(unit(counts[name], WIDTH, seed=seed + place).requires_grad_())
+        if spread is not None:
+            views[name].log_var = (randn(counts[name], WIDTH, seed=seed + 20 + place) + spread).requires_grad_()
         if length:
             views[name].tokens = randn(counts[name], length, WIDTH, seed=seed + 10 + place).requires_grad_()
             views[name].mask = torch.ones(counts[name], length, dtype=torch.int64)
@@ -62,7 +66,7 @@ def share_of(whole: Encoded, start: int, stop: int) -> Encoded:
 
     return Encoded(
         views={
-            name: Embedding(*(cut(name, part) for part in (e.vector, e.log_var, e.tokens, e.mask)))  # type: ignore[arg-type]
+            name: Embedding(**{part.name: cut(name, getattr(e, part.name)) for part in fields(e)})  # type: ignore[arg-type]
             for name, e in whole.views.items()
         },
         owners={name: owner[kept[name]] for name, owner in whole.owners.items()},
@@ -70,12 +74,15 @@ def share_of(whole: Encoded, start: int, stop: int) -> Encoded:
         labels=whole.labels[start:stop],
         weights=whole.weights[start:stop],
         sample=whole.sample[start:stop],
+        mixed={
+            name: Mixture(one.partner[kept[name]], one.share[kept[name]]) for name, one in whole.mixed.items()
+        },
     )
 
 
 def leaves(whole: Encoded) -> list[Tensor]:
     """The tensors that gradients are asked for."""
-    values = [part for e in whole.views.values() for part in (e.vector, e.tokens)]
+    values = [getattr(e, part.name) for e in whole.views.values() for part in fields(e)]
     return [value for value in values if value is not None and value.requires_grad]
 
 

@@ -103,7 +103,7 @@ def test_options_win_over_the_recipe(tmp_path: Path) -> None:
 def test_bad_pictures_are_left_out_where_the_recipe_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = {"class_path": "frozen_towers.ManyPairs", "init_args": {"count": 12, "bad": [3, 5]}}
     data = {"class_path": "EmbeddingData", "init_args": {"train": [pairs], "batch_size": 4}}
-    with pytest.raises(SampleError, match="pairs, image 3 .*is not a picture"):
+    with pytest.raises(SampleError, match=r"pairs, image 3 .*is not a picture"):
         cache(recipe(tmp_path, data=data), tmp_path / "latents")
     data["init_args"]["on_bad_sample"] = "skip"
     assert cache(recipe(tmp_path, data=data), tmp_path / "latents") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -120,6 +121,21 @@ def test_pictures_inside_a_table(model: str, tmp_path: Path) -> None:
     assert list(index.ids) == ["0", "1"]
 
 
+def test_pictures_of_a_table_may_lie_elsewhere(model: str, tmp_path: Path) -> None:
+    """Paths in data stay below a folder, and the user says which one."""
+    folder = photos(tmp_path / "photos")
+    (tmp_path / "lists").mkdir()
+    path = jsonl(tmp_path / "lists" / "rows.jsonl", [{"image": "1.png"}, {"image": str(folder / "sub/0.png")}])
+    out = tmp_path / "o.parquet"
+    assert embed(model, path, "--out", out, "--images", folder) == 0
+    expected = zoo.load(model).encode([folder / "1.png", folder / "sub/0.png"])
+    np.testing.assert_allclose(read_vectors(out).vectors, expected, atol=1e-6)
+    with pytest.raises(ZooError, match="another run: settings was"):
+        embed(model, path, "--out", out, "--images", tmp_path)
+    with pytest.raises(ZooError, match="none of the 2 rows could be used"):
+        embed(model, path, "--out", tmp_path / "b.parquet")
+
+
 def test_columns_are_chosen(model: str, tmp_path: Path) -> None:
     path = jsonl(tmp_path / "rows.jsonl", [{"text": "red", "caption": "dog", "id": 7}])
     embed(model, path, "--out", tmp_path / "a.parquet")
@@ -159,7 +175,7 @@ def test_npy(model: str, tmp_path: Path) -> None:
             "'captoin'; did you mean 'capt",
         ),
         (lambda p: jsonl(p / "r.parquet", ["no"]), [], "can't be read as Parquet"),
-        (lambda p: photos(p / "f"), ["--text-column", "x"], "columns belong to"),
+        (lambda p: photos(p / "f"), ["--text-column", "x"], "columns and --images belong to"),
         (lambda p: photos(p / "f"), ["--batch-size", "0"], "at least 1"),
         (lambda p: photos(p / "f"), ["--out", "x.csv"], r"ends in \.parquet or \.npy"),
     ],
@@ -186,6 +202,7 @@ def broken_rows(folder: Path) -> Path:
         '{"id": "half", "te',
         "[1]",
         {"id": "number", "text": 3},
+        {"id": "out", "image": "../secret.png"},
         {"id": "last", "text": "dog"},
     ]
     return jsonl(folder / "rows.jsonl", records)
@@ -196,16 +213,18 @@ def test_bad_rows_are_left_out_listed_and_counted(model: str, tmp_path: Path, ca
     out = tmp_path / "o.parquet"
     rows = broken_rows(tmp_path / "data")
     assert embed(model, rows, "--out", out, "--batch-size", 3) == 3
-    assert "7 rows could not be used" in capsys.readouterr().out
+    assert "8 rows could not be used" in capsys.readouterr().out
     index = read_vectors(out)
     assert list(index.ids) == ["good", "last"]
     np.testing.assert_allclose(index.vectors[1], zoo.load(model).encode("dog"), atol=1e-6)
     bad = [json.loads(line) for line in (tmp_path / "o.parquet.bad.jsonl").read_text().splitlines()]
     assert [(b["row"], b["id"]) for b in bad] == [
-        (1, "gone"), (2, "cut"), (3, "blank"), (4, "nothing"), (5, "5"), (6, "6"), (7, "number"),
+        (1, "gone"), (2, "cut"), (3, "blank"), (4, "nothing"), (5, "5"), (6, "6"), (7, "number"), (8, "out"),
     ]  # fmt: skip
     for record, word in zip(
-        bad, ["nowhere.png", "broken.png", "empty", "neither", "no JSON", "no JSON obj", "int"], strict=True
+        bad,
+        ["nowhere.png", "broken.png", "empty", "neither", "no JSON", "no JSON obj", "int", "'../secret.png' leads out"],
+        strict=True,
     ):
         assert word in record["error"], record
     assert embed(model, rows, "--out", out) == 3  # said again by the same command
@@ -344,6 +363,31 @@ def test_parts_of_another_run_are_refused(model: str, tmp_path: Path, change: li
     assert embed(model, rows, "--out", out, "--restart", *change) == 0
     with pytest.raises(ZooError, match=r"o\.parquet is the result of another run"):
         embed(model, rows, "--out", out)
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("name", ["part-00000.parquet", "part-00001.bad.jsonl", "run.json"])
+def test_a_damaged_part_says_how_to_start_again(model: str, tmp_path: Path, name: str) -> None:
+    rows, out = many(tmp_path), tmp_path / "o.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(ZooError, match="stopped"):
+            embed(model, rows, "--out", out)
+    (tmp_path / "o.parquet.parts" / name).write_bytes(b"\xff no")
+    with pytest.raises(ZooError, match=rf"{re.escape(name)} can't be read \(.+\); discard .* --restart"):
+        embed(model, rows, "--out", out)
+    assert embed(model, rows, "--out", out, "--restart") == 0
+
+
+@pytest.mark.parametrize(("out", "damaged"), [("o.npy", "o.npy.json"), ("o.parquet", "o.parquet")])
+def test_a_damaged_result_says_how_to_start_again(model: str, tmp_path: Path, out: str, damaged: str) -> None:
+    rows = many(tmp_path)
+    assert embed(model, rows, "--out", tmp_path / out) == 0
+    content = (tmp_path / damaged).read_bytes()
+    (tmp_path / damaged).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ZooError, match=rf"{re.escape(damaged)} can't be read .*--restart"):
+        embed(model, rows, "--out", tmp_path / out)
+    assert embed(model, rows, "--out", tmp_path / out, "--restart") == 0
 
 
 def test_a_changed_input_or_model_is_noticed(model: str, tmp_path: Path) -> None:

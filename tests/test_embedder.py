@@ -202,8 +202,11 @@ def test_fingerprint_follows_what_decides_a_vector(embedder: Embedder, tmp_path:
     before = embedder.fingerprint()
     moved = tmp_path / "moved"
     moved.mkdir()
-    recipe = toy.recipe(moved, objective={"class_path": "X"}, chunk_size=3)
+    training = {"objective": {"class_path": "X"}, "chunk_size": 3, "gather_group": 2, "momentum": 0.99, "mixing": {}}
+    recipe = toy.recipe(moved, **training)
     assert Embedder(embedder.module, recipe, name="other", weights=None).fingerprint() == before
+    embedder.module.slow = torch.nn.Linear(2, 2)  # as dual encoders with `momentum` keep
+    assert embedder.fingerprint() == before
     (moved / "words.json").write_text('["other"]')
     assert Embedder(embedder.module, recipe, name="toy", weights=None).fingerprint() != before
     embedder.module.linear.bias.data[0] += 1e-3

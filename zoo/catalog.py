@@ -34,7 +34,8 @@ _WRITERS = {"open_clip": "zoo.nn.backbones.open_clip_recipes"}
 
 
 def list_models(pattern: str = "*", *, family: str | None = None, pretrained: bool | None = None) -> list[str]:
-    """Names that `zoo.load` takes.
+    """Names of the entries. `zoo.load` takes them, with or without the tag of one of their weights (`NAME.TAG`), and also
+    `open_clip:CONFIG.TAG` and `path:PLACE`, which are not listed.
 
     Args:
         pattern: shell-style, over the name: `"*vlm*"`.

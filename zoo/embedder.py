@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 Vectors = npt.NDArray[np.float32]
 Side = Literal["query", "document"]
 OnBad = Callable[[int, SampleError], None]
+# of an architecture, without meaning for the vectors that it gives once it is trained
+_TRAINING_OPTIONS = (
+    "objective", "optimizer", "scheduler", "chunk_size", "gather_group", "freeze", "momentum", "mixing"
+)  # fmt: skip
+_TRAINING_STATE = ("objective.", "slow.")  # tensors of the objective, and of the copy that `momentum` keeps
 _VIEWS: dict[str, str] = {"query": "query", "document": "target"}
 
 
@@ -226,7 +231,7 @@ class Embedder:
         """sha256 over all that decides a vector: weights, architecture, prompt, preprocessing. Equal = comparable."""
         digest = hashlib.sha256(json.dumps(vector_settings(self.recipe), sort_keys=True, default=str).encode())
         for key, tensor in sorted(self.module.state_dict().items()):
-            if not key.startswith("objective."):
+            if not key.startswith(_TRAINING_STATE):
                 digest.update(key.encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -247,8 +252,7 @@ class Embedder:
 def vector_settings(recipe: Mapping[str, Any]) -> Any:
     """The part of a recipe that decides vectors, files in it replaced by their digests."""
     model = dict(recipe.get("model") or {})
-    training = ("objective", "optimizer", "scheduler", "chunk_size", "freeze")
-    model["init_args"] = {k: v for k, v in (model.get("init_args") or {}).items() if k not in training}
+    model["init_args"] = {k: v for k, v in (model.get("init_args") or {}).items() if k not in _TRAINING_OPTIONS}
     return _with_digests(model)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from zoo.errors import ZooError
+from zoo.errors import SampleError, ZooError
 
 PACKAGED = Path(__file__).parent / "data" / "packaged"
 
@@ -29,10 +29,33 @@ def locate(source: str) -> Path:
         from zoo.weights import installed
 
         return installed(rest)
-    path = PACKAGED / rest if kind == "packaged" else Path(source).expanduser()
+    path = below(PACKAGED, rest, source) if kind == "packaged" else Path(source).expanduser()
     if not path.is_file():
         raise ZooError(f"there is no file '{path}' (from '{source}')")
     return path
+
+
+def below(folder: Path, name: str, where: str) -> Path:
+    """The place that data calls `name`, inside the folder that its user named: data may not point anywhere else.
+
+    Links that lie in the folder are followed; whoever laid them could reach what they lead to.
+
+    Args:
+        folder: what names are relative to.
+        name: a relative path, or an absolute one that lies in the folder.
+        where: the record that says it, for the message.
+
+    Raises:
+        SampleError: `..` or a root leads out of the folder.
+    """
+    root = os.path.abspath(folder)
+    place = os.path.abspath(os.path.join(root, name))
+    if not Path(place).is_relative_to(root):
+        raise SampleError(
+            f"{where}: '{name}' leads out of {folder}, and data can only name what lies in that folder; "
+            "choose a folder that holds all of it"
+        )
+    return folder / os.path.relpath(place, root)
 
 
 def cache_folder() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, Self
 
 import torch
@@ -18,7 +19,7 @@ from zoo.distributed import gather_rows, group_of, rank_in, row_counts, world_si
 from zoo.errors import NonFiniteError, RecipeError, WeightsError
 from zoo.nn.fingerprint import weights_digest
 from zoo.objectives.objective import Objective
-from zoo.types import Batch, Embedding, Encoded, Graph, Inputs
+from zoo.types import Batch, Embedding, Encoded, Graph, Inputs, Mixture
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -224,6 +225,7 @@ class EmbeddingModule(LightningModule):
             labels=batch.labels,
             weights=batch.weights,
             sample=torch.arange(len(batch.ids), device=batch.labels.device),
+            mixed=batch.mixed,
         )
 
     @property
@@ -239,6 +241,7 @@ class EmbeddingModule(LightningModule):
         start = sum(samples[: rank_in(group)])
         local.sample = local.sample + start
         local.owners = {name: owner + start for name, owner in local.owners.items()}
+        local.mixed = {name: Mixture(one.partner + start, one.share) for name, one in local.mixed.items()}
         counts = {name: row_counts(len(owner), device, group) for name, owner in local.owners.items()}
         return Encoded(
             views={name: _gather_embedding(e, counts[name], group) for name, e in local.views.items()},
@@ -247,19 +250,26 @@ class EmbeddingModule(LightningModule):
             labels=gather_rows(local.labels, samples, group),
             weights=gather_rows(local.weights, samples, group),
             sample=gather_rows(local.sample, samples, group),
+            mixed={
+                name: Mixture(*(gather_rows(part, counts[name], group) for part in (one.partner, one.share)))
+                for name, one in local.mixed.items()
+            },
         )
+
+
+_PARTS = tuple(part.name for part in fields(Embedding))
 
 
 def _checkpointed(module: EmbeddingModule, chunk: Inputs) -> Embedding:
     def run() -> tuple[Tensor | None, ...]:
         e = module.encode(chunk)
-        return e.vector, e.log_var, e.tokens, e.mask
+        return tuple(getattr(e, name) for name in _PARTS)
 
     return Embedding(*checkpoint(run, use_reentrant=False))  # type: ignore[arg-type]  # a vector there always is
 
 
 def _fields(chunks: Sequence[Embedding], combine: Any) -> Embedding:
-    values = [[getattr(e, name) for e in chunks] for name in ("vector", "log_var", "tokens", "mask")]
+    values = [[getattr(e, name) for e in chunks] for name in _PARTS]
     vector, *others = (None if column[0] is None else combine(column) for column in values)
     assert vector is not None  # every embedding has one
     return Embedding(vector, *others)
@@ -279,8 +289,7 @@ def _padded(embedding: Embedding, group: Any) -> Embedding:
         return embedding
     tokens, mask = embedding.tokens, embedding.mask
     missing = max(row_counts(tokens.shape[1], tokens.device, group)) - tokens.shape[1]
-    padded = F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing))
-    return Embedding(embedding.vector, embedding.log_var, *padded)
+    return replace(embedding, tokens=F.pad(tokens, (0, 0, 0, missing)), mask=F.pad(mask, (0, missing)))
 
 
 def _named(ids: Sequence[str], most: int = 8) -> str:

@@ -62,6 +62,7 @@ class Batch:
     owners: view name -> (R,) int64, the sample that each row belongs to
     keys:   view name -> (R,) int64, content hash of each row, equal for equal content
     labels: (B,) int64, -1 = none; weights: (B,) float32; ids, sources: one string per sample
+    mixed:  view name -> what its rows were mixed with, only for views that were
     """
 
     views: dict[str, Inputs]
@@ -71,20 +72,37 @@ class Batch:
     weights: Tensor
     ids: list[str]
     sources: list[str]
+    mixed: dict[str, Mixture] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Mixture:
+    """Rows of a view, each mixed with a row of another sample (mixup, CutMix).
+
+    partner: (R,) int64, the sample that the other row belongs to. share: (R,) float32, how much of the mixture is the row's
+    own; 1 = it is not mixed.
+    """
+
+    partner: Tensor
+    share: Tensor
 
 
 @dataclass(slots=True)
 class Embedding:
     """What encoding gives.
 
-    vector: (R, E) unit norm, fp32. log_var: (R, E), probabilistic entries only.
+    vector: (R, E) unit norm, fp32. log_var: (R, E), probabilistic entries only: the log of the variance around `vector`.
     tokens: (R, L, E) with mask (R, L), only for entries that score by token.
+    given, log_shape: (R, E), only for adapters behind a frozen entry (ProbVLM): its vector, and the log of the exponent of
+        the generalised Gaussian around `vector` (a Gaussian has the exponent 2).
     """
 
     vector: Tensor
     log_var: Tensor | None = None
     tokens: Tensor | None = None
     mask: Tensor | None = None
+    given: Tensor | None = None
+    log_shape: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -101,6 +119,7 @@ class Encoded:
     weights: Tensor
     sample: Tensor
     """(B,) int64, the owner number of each entry of `labels` and `weights`."""
+    mixed: dict[str, Mixture] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -44,7 +44,10 @@ def fetch_folder(source: str, *, name: str = "NAME", local: Path | None = None, 
     if kind == "hf":
         return fetch(source, name=name, local=local, together=together)
     if kind == "packaged":
-        return _existing(PACKAGED / rest, source, f"packaged are: {', '.join(packaged()) or 'none'}")
+        known = f"packaged are: {', '.join(packaged()) or 'none'}"
+        if rest in ("", "..") or Path(rest).name != rest:
+            raise WeightsError(f"'{source}' is no name of a packaged bundle; {known}")
+        return _existing(PACKAGED / rest, source, known)
     if kind == "package":
         return installed(rest)
     return _existing(Path(rest if kind == "path" else source).expanduser(), source)
@@ -64,7 +67,7 @@ def installed(place: str) -> Path:
             f"'embedding-zoo[offline]' (or {module.replace('_', '-')})"
         )
     folder = Path(next(iter(spec.submodule_search_locations)))
-    if ".." in Path(rest).parts:
+    if ".." in Path(rest).parts or Path(rest).is_absolute():
         raise WeightsError(f"'package:{place}' leads outside of the package")
     return _existing(folder / rest, f"package:{place}")
 

@@ -67,7 +67,7 @@ class Embedder:
         providers: onnxruntime's execution providers, first choice first.
 
     Raises:
-        EmbedError: a file of the folder is missing or truncated, or a newer zoo wrote it.
+        EmbedError: a file of the folder is missing or truncated, its code was changed, or a newer zoo wrote it.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Embedder:
         self._options.intra_op_num_threads = threads or 0
         self._providers = list(providers)
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        self._arrays = _arrays(self.folder, self.manifest["processor"])
+        self._arrays = _arrays(self.folder, self.manifest)
         self._compose = {"vlm": self._of_language_model, "dual": self._of_towers}[self.manifest["processor"]["kind"]]
 
     def encode_query(self, items: Any, **options: Any) -> np.ndarray[Any, Any]:
@@ -217,9 +217,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _arrays(folder: Path, spec: Mapping[str, Any]) -> Any:
+def _arrays(folder: Path, manifest: Mapping[str, Any]) -> Any:
     """What turns items into inputs: the code that the model was trained with; it lies in the folder."""
-    code = _module(folder / spec["code"])
+    spec = manifest["processor"]
+    code = _module(folder, spec["code"], manifest["files"])
     if spec["kind"] == "dual":
         tokenizer = Tokenizer.from_file(str(folder / spec["tokenizer"])) if spec["tokenizer"] else None
         more = {"rendering": code.Rendering(**spec["rendering"])} if "rendering" in spec else {}
@@ -235,7 +236,14 @@ def _arrays(folder: Path, spec: Mapping[str, Any]) -> Any:
     )
 
 
-def _module(path: Path) -> ModuleType:
+def _module(folder: Path, file: str, listed: Mapping[str, Any]) -> ModuleType:
+    """Run a file of the folder that the manifest lists, if it is the one that was exported."""
+    path = folder / file
+    if Path(file).name != file or file not in listed:
+        raise EmbedError(f"{folder / 'manifest.json'} names the code '{file}', which is no file of the export; not run")
+    source = path.read_bytes()
+    if hashlib.sha256(source).hexdigest() != listed[file]["sha256"]:
+        raise EmbedError(f"{path} was changed after the export and is not run; copy or export the folder again")
     name = (
         f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"  # folders may differ in version
     )
@@ -244,7 +252,7 @@ def _module(path: Path) -> ModuleType:
         raise EmbedError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    exec(compile(source, path, "exec"), module.__dict__)  # what was compared, and no bytecode that may lie beside it
     return module
 
 

@@ -64,6 +64,18 @@ def test_too_few_negatives_name_the_record(captions: Path) -> None:
         AbcCaptions(str(captions), "/p", negatives=9).draw(7, random.Random(0))
 
 
+@pytest.mark.parametrize("name", ["../secret", "/secret"])
+def test_pictures_lie_below_their_folder(name: str, tmp_path: Path) -> None:
+    rows = [{"caption": "x", "image": f"{name}.jpg", "negatives": [0]}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
+    with pytest.raises(SampleError, match=rf"abc-captions/0: '{name}\.jpg' leads out of /pictures"):
+        AbcCaptions(str(tmp_path), "/pictures", negatives=0).draw(0, random.Random(0))
+    phrases = [{"image": name, "instruction": "what", "phrase": phrase} for phrase in ("a", "b")]
+    parquet.write_table(pyarrow.Table.from_pylist([{"0": phrases[0], "1": phrases[1]}]), tmp_path / "train.parquet")
+    with pytest.raises(SampleError, match=rf"abc-instructions/0: '{name}\.jpg' leads out of /pictures"):
+        AbcInstructions(str(tmp_path), "/pictures").draw(0, random.Random(0))
+
+
 def instructions(folder: Path) -> AbcInstructions:
     def entry(image: int, number: int, phrase: str) -> dict[str, object]:
         return {"id": number, "image": image, "instruction": f"what is {number}", "phrase": phrase, "x": 0, "height": 1}

@@ -67,6 +67,18 @@ def test_flickr_and_flat_copies(tmp_path: Path) -> None:
     assert [item.text for item in one.queries] == [f"a photo of caption {i}.0" for i in range(4)]
 
 
+@pytest.mark.parametrize(
+    ("place", "name"), [("..", "a.jpg"), ("/", "a.jpg"), ("val2014", "../../a.jpg"), ("", "/a.jpg")]
+)
+def test_pictures_lie_below_their_folder(place: str, name: str, tmp_path: Path) -> None:
+    path = split_file(tmp_path, SEVEN)
+    raw = json.loads(path.read_text("utf-8"))
+    raw["images"][2] |= {"filepath": place, "filename": name}
+    path.write_text(json.dumps(raw), "utf-8")
+    with pytest.raises(SampleError, match=rf"dataset_coco\.json: {name}: .* leads out of"):
+        CaptionRetrieval(str(path), str(tmp_path)).tasks()
+
+
 def test_a_folder_with_captions(tmp_path: Path) -> None:
     for name, text in {"b": "one\ntwo\nthree", "a/c": "one"}.items():
         file = tmp_path / f"pets/{name}.png"

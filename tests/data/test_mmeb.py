@@ -239,6 +239,17 @@ def test_what_is_not_there_is_said(tmp_path: Path, images: str) -> None:
         Records(write(tmp_path / "y.jsonl", [{"qry": 1}]), ("qry",)).value("qry", 0)
 
 
+@pytest.mark.parametrize("name", ["../secret.png", "/secret.png"])
+def test_pictures_lie_below_their_folder(name: str, tmp_path: Path, images: str) -> None:
+    train = [{**TRAIN[0], "qry_image_path": "a.png"}] * 60 + [{**TRAIN[0], "qry_image_path": name}]
+    source = MmebTrain(str(write(tmp_path / "x.jsonl", train)), images)
+    with pytest.raises(SampleError, match=rf"x\.jsonl row 60 \(qry, qry_image_path\): '{name}' leads out of"):
+        source.draw(60, random.Random(0))
+    candidates = {**EVAL[0], "tgt_text": ["", "cat"], "tgt_img_path": [name, ""]}
+    with pytest.raises(SampleError, match=rf"y\.jsonl row 0 \(candidate\): '{name}' leads out of"):
+        MmebEval([str(write(tmp_path / "y.jsonl", [candidates]))], images).tasks()
+
+
 def test_a_source_goes_to_workers(tmp_path: Path, images: str) -> None:
     source = MmebTrain(str(write(tmp_path / "x.parquet", TRAIN)), images)
     again = pickle.loads(pickle.dumps(source))

@@ -125,6 +125,13 @@ def test_paths(kind: str, tmp_path: Path) -> None:
     found = quiet(file)
     assert draw(found, 7).views["query"].images == (tmp_path / "t" / "3.png",)
     assert draw(found, 6).label == draw(found, 7).label != draw(found, 8).label
+    for outside in ("../3.png", "/3.png"):
+        column = (
+            pa.array([outside] * 10) if kind != "struct" else pa.array([{"bytes": None, "path": outside}] * 10, STRUCT)
+        )
+        hostile = quiet(str(parquet(tmp_path / "t" / "b.parquet", table(image=column))))
+        with pytest.raises(SampleError, match=rf"b/row 7 \(image\): '{outside}' leads out of"):
+            draw(hostile, 7)
     other = quiet(file, images=str(tmp_path / "pictures"))
     assert draw(other, 7).views["query"].images == (tmp_path / "pictures" / "3.png",)
     if kind != "struct":  # paths name pictures, so duplicates are known without reading one

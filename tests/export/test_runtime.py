@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import json
+import os
 import pickle
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -269,6 +272,51 @@ def test_damaged_folders_are_named(
     damage(copied)
     with pytest.raises(runtime.EmbedError, match=message):
         runtime.Embedder(copied)
+
+
+CANARY = "import pathlib; pathlib.Path('canary').write_text('executed')\n"
+
+
+@pytest.mark.parametrize("place", ["../code.py", "{folder}/../code.py", "sub/code.py", "unlisted.py"])
+def test_code_that_is_no_file_of_the_export_is_not_run(
+    place: str, runtime: ModuleType, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copied)
+    name = place.format(folder=copied)
+    (copied / "sub").mkdir()
+    (copied / name).write_text(CANARY)
+    manifest = json.loads((copied / "manifest.json").read_text("utf-8"))
+    manifest["processor"]["code"] = name
+    if place != "unlisted.py":
+        manifest["files"][name] = {
+            "bytes": len(CANARY),
+            "sha256": hashlib.sha256(CANARY.encode()).hexdigest(),
+        }
+    (copied / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(runtime.EmbedError, match=r"names the code '.*\.py', which is no file of the export; not run"):
+        runtime.Embedder(copied)
+    assert not (copied / "canary").exists()
+
+
+@pytest.mark.parametrize("where", ["source", "bytecode"])
+def test_changed_code_is_not_run(
+    where: str, runtime: ModuleType, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size alone is what every start compares; and Python prefers bytecode of the right time stamp to the source."""
+    monkeypatch.chdir(copied)
+    code = copied / "vlm_arrays.py"
+    original, stamp = code.read_bytes(), code.stat()
+    code.write_text(CANARY + "#" * (len(original) - len(CANARY)))
+    if where == "bytecode":
+        os.utime(code, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        py_compile.compile(str(code))
+        code.write_bytes(original)
+        os.utime(code, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        runtime.Embedder(copied)
+    else:
+        with pytest.raises(runtime.EmbedError, match=r"vlm_arrays\.py was changed after the export and is not run"):
+            runtime.Embedder(copied)
+    assert not (copied / "canary").exists()
 
 
 # ---- the class -------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"bundle", "files", "progress", "weights"},
     "items": {"data"},
     "embedder": {"ahead", "bundle", "files", "items", "progress", "similarity", "weights"},
-    "vectors": {"data", "embedder", "files", "progress", "weights"},
+    "vectors": {"data", "embedder", "files", "metrics", "progress", "weights"},
     "loading": {
         "bundle",
         "catalog",

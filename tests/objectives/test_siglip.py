@@ -72,3 +72,9 @@ def test_half_precision_is_raised_under_autocast() -> None:
         e.vector = e.vector.double()
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), SigLIP(0.01, -2.0).double()(batch, batch)["loss"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_mean_over_pairs_is_sails() -> None:
+    batch = encoded(5, each=2)
+    summed, mean = (SigLIP(0.1, -3.0, mean=mean)(batch, batch)["loss"] for mean in (False, True))
+    torch.testing.assert_close(mean, summed / 10)

@@ -18,14 +18,15 @@ PLACES = torch.tensor([[48.2, 16.4], [-33.9, 151.2], [90.0, 180.0], [-90.0, -180
 
 @pytest.fixture
 def official(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
-    """The official class with its own weights; the package's `__init__`, which asks a model hub, is not run."""
+    """The official class with its own weights; what asks a model hub or pandas is not run."""
     if SPEC is None or SPEC.submodule_search_locations is None:
         pytest.skip("pip install --no-deps geoclip==1.3.0")
     folder = Path(next(iter(SPEC.submodule_search_locations)))
     for name, place in (("geoclip", folder), ("geoclip.model", folder / "model")):
         package = types.ModuleType(name)
-        package.__path__ = [str(place)]
+        package.__path__, package.__spec__ = [str(place)], SPEC
         monkeypatch.setitem(sys.modules, name, package)
+    monkeypatch.setitem(sys.modules, "geoclip.model.misc", types.SimpleNamespace(file_dir=str(folder / "model")))
     encoder: torch.nn.Module = importlib.import_module("geoclip.model.location_encoder").LocationEncoder()
     return encoder.eval()
 

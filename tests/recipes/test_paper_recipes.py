@@ -16,6 +16,7 @@ PUBLISHED = {
     "siglip-paper": 203_155_970,  # open_clip's ViT-B-16-SigLIP
     "lit-paper": 85_798_656 + 108_891_648 + 768 * 768 + 1,  # timm's ViT-B/16, BERT base without its pooler, head, scale
     "zerovl-paper": 85_798_656 + 108_891_648 + 2 * 768 * 512 + 1,
+    "fusemix-paper": None,
     "align-paper": None,
     "flair-paper": 149_620_737 + 1,  # open_clip's ViT-B-16, and a bias; the attention pooling comes on top
     "clippo-paper": 93_000_000,  # as the paper rounds it

@@ -84,7 +84,7 @@ def match_probability(m: Tensor, v: Tensor, n: Tensor, w: Tensor) -> Tensor:
 LOOPS = [cosine, csd, wasserstein, expected_likelihood, inclusion_exact, inclusion_official, match_probability]
 
 
-@pytest.mark.parametrize(("similarity", "cell"), zip(ALL, LOOPS, strict=True), ids=map(named, ALL))
+@pytest.mark.parametrize(("similarity", "cell"), list(zip(ALL, LOOPS, strict=True)), ids=map(named, ALL))
 @pytest.mark.parametrize("tile", [1, 1 << 22], ids=["tiles", "one piece"])
 def test_equals_the_loop(similarity: nn.Module, cell: Callable, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "TILE_CELLS", tile * 100 if isinstance(similarity, MatchProbability) else tile * 13)
@@ -143,9 +143,9 @@ def test_match_probability_converges() -> None:
     query, key = rows(1), rows(1, seed=3)
     x, y = samples(query, 400_000, 7), samples(key, 400_000, 8)
     expected = torch.sigmoid(2.0 - ((x - y).square().sum((1, 2)) + SOFT_ROOT).sqrt())
-    many = torch.stack([MatchProbability(1.0, 2.0, 7, seed)(query, key).exp().detach()[0, 0] for seed in range(3000)])
+    many = torch.stack([MatchProbability(1.0, 2.0, 7, seed)(query, key).exp().detach()[0, 0] for seed in range(1000)])
     error = float((many.var() / len(many) + expected.var() / len(expected)).sqrt())
-    assert abs(float(many.mean() - expected.mean())) < 5 * error < 0.02
+    assert abs(float(many.mean() - expected.mean())) < 5 * error < 0.03
 
 
 # ---- what they mean --------------------------------------------------------------------------------------------------

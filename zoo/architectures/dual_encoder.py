@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import RecipeError
 from zoo.module import EmbeddingModule
 from zoo.nn.heads import Head
+from zoo.nn.latent_heads import StatesHead
 from zoo.nn.momentum import Momentum
+from zoo.nn.parts import Part, given, outputs, summed, unit
 from zoo.nn.towers import ImageTower, SharedPooling, States, TextTower
 from zoo.registry import register
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs, Item, Sample
@@ -29,7 +30,8 @@ class DualEncoder(EmbeddingModule):
     Args:
         image: the tower of pictures.
         text: the tower of texts; None = texts reach the tower of pictures as pictures of their letters (CLIPPO).
-        image_head: after the image tower; None = nothing. text_head: after the text tower.
+        image_head: after the image tower, on its pooled state or on all states (`StatesHead`); None = nothing. With a
+            `GaussianHead` the entry is probabilistic. text_head: after the text tower.
         shared: pools the tokens of either tower after their heads, with parameters that both share (FDT); None = the
             towers' own pooling.
         tokens: give tokens and their mask, too, for objectives and scores that look at parts, where a view holds pictures
@@ -43,8 +45,8 @@ class DualEncoder(EmbeddingModule):
         self,
         image: ImageTower,
         text: TextTower | None = None,
-        image_head: Head | None = None,
-        text_head: Head | None = None,
+        image_head: Head | StatesHead | None = None,
+        text_head: Head | StatesHead | None = None,
         shared: SharedPooling | None = None,
         tokens: bool = False,
         momentum: float | None = None,
@@ -53,6 +55,8 @@ class DualEncoder(EmbeddingModule):
         super().__init__(**training)
         self.image, self.text = image, text
         self.image_head, self.text_head = image_head or nn.Identity(), text_head or nn.Identity()
+        if (tokens or shared is not None) and any(isinstance(head, StatesHead) for head in (image_head, text_head)):
+            raise RecipeError("`tokens` and `shared` need heads that act on single tokens, not on all states at once")
         self.shared = shared
         self.tokens = tokens
         self.slow = None if momentum is None else Momentum(self, momentum)
@@ -61,21 +65,20 @@ class DualEncoder(EmbeddingModule):
 
     def encode(self, inputs: Inputs) -> Embedding:
         """Inputs as `DualArrays.__call__` names them, R rows -> Embedding (R, E)."""
-        parts = []
+        found = []
         if "pixels" in inputs:
-            parts.append((inputs["image_rows"], *self._embedded(self.image(inputs["pixels"]), self.image_head)))
+            states = self.image(inputs["pixels"])
+            found.append((inputs["image_rows"], states.mask, *self._embedded(states, self.image_head)))
         if "input_ids" in inputs:
             if self.text is None:
                 raise RecipeError("there is no text tower for these tokens: use the processor RenderedProcessor")
             states = self.text(inputs["input_ids"], inputs["attention_mask"])
-            parts.append((inputs["text_rows"], *self._embedded(states, self.text_head)))
+            found.append((inputs["text_rows"], states.mask, *self._embedded(states, self.text_head)))
         rows = len(inputs["rows"])
-        if self.tokens and len(parts) == 1 and len(parts[0][0]) == rows:
-            return _with_tokens(*parts[0])
-        total = parts[0][1].new_zeros(rows, parts[0][1].shape[1])
-        for owner, vectors, *_ in parts:
-            total = total.index_add(0, owner, vectors)
-        return Embedding(F.normalize(total, dim=-1))
+        if self.tokens and len(found) == 1 and len(found[0][0]) == rows:
+            _, mask, vectors, log_var, tokens = found[0]
+            return _with_tokens(vectors, log_var, tokens, mask)
+        return summed([Part(owner, vectors, log_var) for owner, _, vectors, log_var, _ in found], rows)
 
     def _encoded(self, batch: Batch) -> Encoded:
         """As of every architecture, and while training with the views of the slow copy."""
@@ -91,27 +94,30 @@ class DualEncoder(EmbeddingModule):
         return encoded
 
     def _embedded(self, states: States, head: nn.Module | Head) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Unit vectors (R, E) fp32 and, if asked for, tokens after the head with their mask."""
+        """Unit vectors (R, E) fp32; log-variances if the head gives them; tokens after the head if asked for."""
         tokens = head(states.tokens) if self.tokens or self.shared is not None else None
-        pooled = head(states.pooled) if self.shared is None else self.shared(tokens, states.mask)  # type: ignore[arg-type]
-        vectors = F.normalize(pooled.float() if pooled.dtype != torch.float64 else pooled, dim=-1)
-        return (vectors, tokens, states.mask) if self.tokens else (vectors, None, None)
+        if self.shared is not None:
+            assert tokens is not None  # see above
+            out = self.shared(tokens, states.mask)
+        else:
+            out = head(states if isinstance(head, StatesHead) else states.pooled)
+        return (*unit(out), tokens if self.tokens else None)
 
     def export_graphs(self) -> list[Graph]:
         """`image`: pixels -> vectors; `text`: token ids and mask -> vectors. Any number of rows, any length."""
         examples = [self._example(words) for words in ((4, 9, 2), (1,), (7, 3, 3, 1, 12))]
         rows = {0: "batch"}
         pictures = [{"pixels": inputs["pixels"]} for inputs in examples]
-        image = Graph("image", _Image(self), pictures, {"pixels": rows, "embeddings": rows})
+        image = Graph(
+            "image", _Image(self), pictures, {"pixels": rows, **given(self.image_head, rows)}, outputs(self.image_head)
+        )
         if self.text is None:
             return [image]
         texts = [{name: inputs[name] for name in ("input_ids", "attention_mask")} for inputs in examples]
         fixed = len({text["input_ids"].shape[1] for text in texts}) == 1
         tokens = rows if fixed else {0: "batch", 1: "sequence"}
-        return [
-            image,
-            Graph("text", _Text(self), texts, {"input_ids": tokens, "attention_mask": tokens, "embeddings": rows}),
-        ]
+        axes = {"input_ids": tokens, "attention_mask": tokens, **given(self.text_head, rows)}
+        return [image, Graph("text", _Text(self), texts, axes, outputs(self.text_head))]
 
     def _example(self, words: tuple[int, ...]) -> Inputs:
         """Inputs of rows with one picture and so many words each."""
@@ -124,11 +130,15 @@ class DualEncoder(EmbeddingModule):
         return self.processor(samples).views["query"]
 
 
-def _with_tokens(owner: Tensor, vectors: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Embedding:
+def _with_tokens(vectors: Tensor, log_var: Tensor | None, tokens: Tensor | None, mask: Tensor | None) -> Embedding:
     assert tokens is not None
     if mask is None:
         mask = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
-    return Embedding(vectors, tokens=tokens, mask=mask)
+    return Embedding(vectors, log_var, tokens, mask)
+
+
+def _outputs(vectors: Tensor, log_var: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+    return vectors if log_var is None else (vectors, log_var)
 
 
 class _Image(nn.Module):
@@ -136,8 +146,8 @@ class _Image(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.encoder._embedded(self.encoder.image(pixels), self.encoder.image_head)[0]
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return _outputs(*self.encoder._embedded(self.encoder.image(pixels), self.encoder.image_head)[:2])
 
 
 class _Text(nn.Module):
@@ -145,6 +155,7 @@ class _Text(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         assert self.encoder.text is not None  # or there would be no such graph
-        return self.encoder._embedded(self.encoder.text(input_ids, attention_mask), self.encoder.text_head)[0]
+        states = self.encoder.text(input_ids, attention_mask)
+        return _outputs(*self.encoder._embedded(states, self.encoder.text_head)[:2])

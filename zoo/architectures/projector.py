@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import RecipeError
@@ -18,6 +17,7 @@ from zoo.module import EmbeddingModule
 from zoo.nn.heads import Head
 from zoo.nn.latent_heads import StatesHead, UniversalProjection
 from zoo.nn.latent_mixing import LatentMixing
+from zoo.nn.parts import Part, given, outputs, summed, unit
 from zoo.nn.towers import ImageTower, PlaceTower, States, TextTower
 from zoo.registry import register
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs, Item, Sample
@@ -103,19 +103,16 @@ class Projector(EmbeddingModule):
     def encode(self, inputs: Inputs) -> Embedding:
         """Inputs as `DualArrays.__call__` names them, or latents, R rows -> Embedding (R, E)."""
         latents = self.latents(inputs)
-        total: Tensor | None = None
+        parts = []
         for modality in self.encoders:
             if f"{modality}_pooled" not in latents:
                 continue
             pooled = latents[f"{modality}_pooled"]
             states = States(pooled, latents.get(f"{modality}_tokens", pooled[:, None]), latents.get(f"{modality}_mask"))
-            vectors = self._projected(modality, states)
-            if total is None:
-                total = vectors.new_zeros(len(inputs["rows"]), vectors.shape[1])
-            total = total.index_add(0, latents[f"{modality}_rows"], vectors)
-        if total is None:
+            parts.append(Part(latents[f"{modality}_rows"], *self._projected(modality, states)))
+        if not parts:
             raise RecipeError(f"these inputs hold nothing for the encoders of {sorted(self.encoders)}")
-        return Embedding(F.normalize(total, dim=-1))
+        return summed(parts, len(inputs["rows"]))
 
     def export_graphs(self) -> list[Graph]:
         """One per modality: its raw tensors -> vectors, any number of rows."""
@@ -126,8 +123,9 @@ class Projector(EmbeddingModule):
             inputs = [{name: example[name] for name in RAW[modality]} for example in examples]
             lengths = {one[RAW[modality][0]].shape[1] for one in inputs}
             axes = {0: "batch", 1: "sequence"} if modality == "text" and len(lengths) > 1 else rows
-            names = {name: axes for name in RAW[modality]} | {"embeddings": rows}
-            graphs.append(Graph(modality, _TOWERS[modality](self), inputs, names))
+            head = self.heads[modality]
+            names = {name: axes for name in RAW[modality]} | given(head, rows)
+            graphs.append(Graph(modality, _TOWERS[modality](self), inputs, names, outputs(head)))
         return graphs
 
     def _encoded(self, batch: Batch) -> Encoded:
@@ -143,13 +141,11 @@ class Projector(EmbeddingModule):
         states: States = self.encoders[modality](*tensors)
         return states
 
-    def _projected(self, modality: str, states: States) -> Tensor:
-        """(I, E) unit vectors, at least fp32."""
+    def _projected(self, modality: str, states: States) -> tuple[Tensor, Tensor | None]:
+        """(I, E) unit vectors and log-variances, if the head gives them; at least fp32."""
         head = self.heads[modality]
-        out = head(states) if isinstance(head, StatesHead) else head(states.pooled)
-        if self.universal is not None:
-            out = self.universal(out, modality)
-        return F.normalize(out if out.dtype == torch.float64 else out.float(), dim=-1)
+        out = head(states if isinstance(head, StatesHead) else states.pooled)
+        return unit(out if self.universal is None else self.universal(out, modality))
 
     def _example(self, count: int) -> Inputs:
         """Inputs of rows with one part of each modality, texts of several lengths."""
@@ -179,29 +175,31 @@ class _Tower(nn.Module):
         super().__init__()
         self.projector = projector
 
-    def vectors(self, *tensors: Tensor) -> Tensor:
-        """(I, E)."""
-        return self.projector._projected(self.modality, self.projector._states(self.modality, *tensors))
+    def vectors(self, *tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """(I, E) vectors and, if there are any, log-variances."""
+        states = self.projector._states(self.modality, *tensors)
+        found, log_var = self.projector._projected(self.modality, states)
+        return found if log_var is None else (found, log_var)
 
 
 class _Image(_Tower):
     modality = "image"
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return self.vectors(pixels)
 
 
 class _Text(_Tower):
     modality = "text"
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return self.vectors(input_ids, attention_mask)
 
 
 class _Place(_Tower):
     modality = "place"
 
-    def forward(self, places: Tensor) -> Tensor:
+    def forward(self, places: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return self.vectors(places)
 
 

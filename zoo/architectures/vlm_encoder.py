@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from zoo.module import EmbeddingModule
 from zoo.nn.adapters import Lora
-from zoo.nn.backbones.qwen2_vl import Qwen2VL
 from zoo.nn.heads import Head
 from zoo.nn.pooling import LastToken, Pooling
+from zoo.nn.towers import VlmBackbone
 from zoo.registry import register
 from zoo.types import Embedding, Graph, Inputs, Item, Sample
 
@@ -36,7 +36,7 @@ class VlmEncoder(EmbeddingModule):
 
     def __init__(
         self,
-        backbone: Qwen2VL,
+        backbone: VlmBackbone,
         pooling: Pooling | None = None,
         head: Head | None = None,
         adapter: Lora | None = None,
@@ -48,7 +48,7 @@ class VlmEncoder(EmbeddingModule):
         self.head = head or nn.Identity()
         self.adapter = adapter
         if adapter is not None:
-            adapter.inject(backbone)
+            adapter.inject(backbone)  # type: ignore[arg-type]  # backbones are modules
 
     def encode(self, inputs: Inputs) -> Embedding:
         """Inputs as `VlmArrays.__call__` names them, R rows -> Embedding (R, E)."""

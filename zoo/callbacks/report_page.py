@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -15,12 +12,13 @@ from zoo.callbacks.history import LEARNING_RATE, SECONDS, Curve
 from zoo.callbacks.measures import Measures
 from zoo.callbacks.report_charts import SERIES, STYLE, Series, line_chart
 from zoo.callbacks.terminal import cells, sizes, title_of
+from zoo.data.images import data_address
+from zoo.errors import SampleError
 from zoo.metrics.retrieval import better_is_lower
 from zoo.types import ImageSource, Item
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _THUMBNAIL = 144  # pixels: twice what is shown, for dense screens
-_MOST_PIXELS = 64_000_000  # of a picture that is opened for its thumbnail (ours)
 _MOST_TASKS = 8  # with examples; a page with all 28 languages of a task would take minutes to scroll (ours)
 _MOST_TEXT = 300  # letters of a long text that are shown (ours)
 _TRAINING = {
@@ -206,22 +204,10 @@ def _item(item: Item) -> str:
 
 def thumbnail(source: ImageSource) -> str:
     """A picture as an <img> with its data inside; one that can't be opened becomes the reason why."""
-    from PIL import Image
-
     try:
-        with warnings.catch_warnings():  # Pillow warns of large pictures; here they are refused
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = io.BytesIO(source) if isinstance(source, bytes) else source
-            picture = opened if isinstance(opened, Image.Image) else Image.open(opened)
-            if picture.width * picture.height > _MOST_PIXELS:
-                raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
-            small = picture.convert("RGBA")
-            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            encoded = io.BytesIO()
-            small.save(encoded, "WEBP", quality=80)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        return f'<span class="unreadable">picture not shown: {_text(_cut(str(error)))}</span>'
-    return f'<img alt="" src="data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}">'
+        return f'<img alt="" src="{data_address(source, "picture not shown", _THUMBNAIL)}">'
+    except SampleError as error:
+        return f'<span class="unreadable">{_text(_cut(str(error)))}</span>'
 
 
 def _cut(text: str) -> str:

@@ -97,15 +97,13 @@ def _built(raw: dict[str, Any], name: str) -> tuple[Any, Any, Any]:
     parser.add_subclass_arguments(EmbeddingData, "data", required=True)
     parser.add_class_arguments(LatentCaching, "cache")
     parser.add_argument("--seed_everything", type=int, default=0)
+    sections = ("model", "data", "cache", "seed_everything")
     try:
-        settings = parser.parse_object(
-            {key: raw[key] for key in ("model", "data", "cache", "seed_everything") if raw.get(key)}
-        )
+        settings = parser.parse_object({name: raw[name] for name in sections if raw.get(name)})
     except ArgumentError as error:
         raise explain(error, name) from error
-    seed_everything(
-        settings.seed_everything, verbose=False
-    )  # as in a fit: encoders with random weights are the same ones
+    # as in a fit: encoders with random weights are then the same ones
+    seed_everything(settings.seed_everything, verbose=False)
     built = parser.instantiate(settings)
     return built.model, built.data, built.cache
 

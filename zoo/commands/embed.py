@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, help="the result: .parquet, or .npy with .ids.jsonl beside it"
     )
     parser.add_argument("--text-column", metavar="NAME", help="default: text, if there is one")
-    parser.add_argument("--image-column", metavar="NAME", help="default: image; paths (relative to the file) or bytes")
+    parser.add_argument("--image-column", metavar="NAME", help="default: image; paths or bytes")
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="where the paths of a file's pictures lead; default: beside it"
+    )
     parser.add_argument("--instruction", metavar="TEXT", help="what to look for, for every row")
     parser.add_argument(
         "--side", choices=("document", "query"), default="document", help="whose prompt; default document"
@@ -39,14 +42,17 @@ def run(args: argparse.Namespace) -> int:
     from zoo.vectors.rows import open_rows
     from zoo.vectors.run import embed_rows
 
-    rows = open_rows(args.input, args.text_column, args.image_column, args.instruction)
+    rows = open_rows(args.input, args.text_column, args.image_column, args.instruction, args.images)
     embedder = zoo.load(args.name, weights=args.weights or True, device=args.device, dtype=args.dtype)
+    settings = {"instruction": args.instruction, "columns": rows.columns, "dtype": args.dtype}
+    if args.images:
+        settings["images"] = str(args.images.absolute())
     result = embed_rows(
         embedder,
         rows,
         args.out,
         side=args.side,
-        settings={"instruction": args.instruction, "columns": rows.columns, "dtype": args.dtype},
+        settings=settings,
         batch_size=args.batch_size,
         strict=args.on_bad == "raise",
         earlier="discard" if args.restart else "refuse",

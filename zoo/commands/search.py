@@ -124,21 +124,15 @@ def _page(
 
 def _figure(source: Any, name: str) -> str:
     """The picture as a small `data:` image, or a word where it is gone or unreadable by now."""
-    import base64
-    import io
     from html import escape
 
-    from zoo.data.images import open_image
+    from zoo.data.images import data_address
     from zoo.errors import SampleError
 
     try:
-        picture = open_image(source, name).copy()
+        return f'<img alt="{escape(name)}" src="{data_address(source, name, _THUMBNAIL, quality=85)}">'
     except SampleError:
         return "<div>(picture not readable)</div>"
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=85)
-    return f'<img alt="{escape(name)}" src="data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def _write(page: str, wanted: Path | None, show: bool, remarks: list[str]) -> None:

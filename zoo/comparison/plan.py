@@ -32,8 +32,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it has trained and been measured before."""
-        return (self.folder / RESULTS).is_file()
+        """Whether it has trained, been measured and been bundled before."""
+        return (self.folder / RESULTS).is_file() and (self.folder / "bundle").is_dir()
 
     @property
     def checkpoint(self) -> Path | None:

@@ -65,8 +65,8 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     Raises:
         ZooError: an ending that is no picture format, or a place that can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
     except ValueError as error:
         raise ZooError(f"{path}: '{path.suffix}' is not a picture format; end the name in .png") from error

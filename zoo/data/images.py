@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,27 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS, bac
         raise SampleError(f"{where} is damaged: {error}") from error
     with picture:
         return _decoded(picture, where, max_pixels, background)
+
+
+def data_address(source: ImageSource, name: str, size: int, quality: int = 80) -> str:
+    """A small copy of a picture as the `data:` address of an <img>.
+
+    Args:
+        source: as `open_image` takes it.
+        name: of the sample, for the message.
+        size: pixels of the longer side, at most.
+        quality: of the WebP file, 1 to 100.
+
+    Raises:
+        SampleError: as `open_image` does.
+    """
+    with warnings.catch_warnings():  # Pillow warns of large pictures; here they are refused
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        picture = open_image(source, name).copy()  # a plain RGB picture comes back itself
+    picture.thumbnail((size, size))
+    encoded = io.BytesIO()
+    picture.save(encoded, "WEBP", quality=quality)
+    return f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
 def _stream(source: ImageSource, name: str) -> tuple[io.BytesIO | Path, str]:

@@ -14,6 +14,7 @@ import numpy as np
 from zoo.data.captions import CaptionFilter, CaptionRules
 from zoo.data.left_out import LeftOut
 from zoo.errors import RecipeError, SampleError, UnknownNameError
+from zoo.files import below
 from zoo.types import ImageSource, Item, Sample
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -182,7 +183,7 @@ def read_picture(value: object, folder: Path, where: str) -> ImageSource:
     """A picture from a table: bytes, a path below `folder`, or a mapping of `bytes` and `path` as Hugging Face writes it.
 
     Raises:
-        SampleError: nothing there.
+        SampleError: nothing there, or a path that leads out of the folder.
     """
     if isinstance(value, Mapping):
         content = value.get("bytes")
@@ -192,5 +193,7 @@ def read_picture(value: object, folder: Path, where: str) -> ImageSource:
             raise SampleError(f"{where}: the picture is empty (0 bytes)")
         return value
     if isinstance(value, str) and value:
-        return value if "://" in value else folder / value  # an address is refused where pictures are opened
+        return (
+            value if "://" in value else below(folder, value, where)
+        )  # addresses are refused where pictures are opened
     raise SampleError(f"{where}: there is no picture")

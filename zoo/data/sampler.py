@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,6 @@ class HomogeneousBatches(Sampler[list[Draw]]):
         homogeneous: samples per rank that share their source; divides `batch_size`. None = the whole batch.
         rank: which slice to take.
         world_size: number of slices.
-        position: asked at the start of every pass for the number of batches that the whole run has behind it; the pass
-            goes on from there. None = `seek` says where a pass starts.
 
     Raises:
         RecipeError: sizes or weights that do not fit the sources.
@@ -63,7 +61,6 @@ class HomogeneousBatches(Sampler[list[Draw]]):
         homogeneous: int | None = None,
         rank: int = 0,
         world_size: int = 1,
-        position: Callable[[], int] | None = None,
     ) -> None:
         if batch_size < 1 or (homogeneous is not None and (homogeneous < 1 or batch_size % homogeneous)):
             raise RecipeError(f"batch_size {batch_size} is not a multiple of homogeneous {homogeneous}, or below 1")
@@ -72,7 +69,7 @@ class HomogeneousBatches(Sampler[list[Draw]]):
         self.group_size = self.share * world_size
         self.groups_per_batch = batch_size // self.share
         self.groups = self._groups_per_source(_listed(weights, self.sources))
-        self.epoch, self.start, self.position = 0, 0, position
+        self.epoch, self.start = 0, 0
         self._codes: list[Indexes | None] | None = None
         if not len(self):
             raise RecipeError(f"the training data has fewer samples than one batch of {batch_size * world_size}")
@@ -108,8 +105,6 @@ class HomogeneousBatches(Sampler[list[Draw]]):
         }
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        if self.position is not None:
-            self.seek(*divmod(self.position(), len(self)))
         epoch, start = self.epoch, self.start
         order = self._order(epoch)
         dealt = [self._deal(s, (order == s).sum(1), epoch) for s in range(len(self.sources))]

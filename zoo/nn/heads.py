@@ -22,6 +22,13 @@ class Head(Protocol):
         def __call__(self, pooled: Tensor) -> Tensor: ...
 
 
+class AsItIs(nn.Identity, Head):
+    """No head: the other sides learn to reach this one."""
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return pooled
+
+
 class Projection(nn.Linear, Head):
     """One linear map without bias."""
 
@@ -30,6 +37,13 @@ class Projection(nn.Linear, Head):
 
     def forward(self, pooled: Tensor) -> Tensor:
         return F.linear(pooled, self.weight)
+
+
+class Unchanged(nn.Module, Head):
+    """The pooled state as it is, for a side that the other one is to hit (VLAP's texts)."""
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return pooled
 
 
 class ResidualMlp(nn.Module, Head):

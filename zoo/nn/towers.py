@@ -1,4 +1,4 @@
-"""What a dual encoder needs of its two towers. R rows, L tokens, W width of the tower."""
+"""What architectures need of their towers and backbones. R rows, L tokens, W width of the tower."""
 
 from __future__ import annotations
 
@@ -69,3 +69,20 @@ class SharedPooling(Protocol):
     if TYPE_CHECKING:
 
         def __call__(self, tokens: Tensor, mask: Tensor | None) -> Tensor: ...
+
+
+class VlmBackbone(Protocol):
+    """A vision-language model without its language-model head, its steps apart. Shapes: see `Qwen2VL`."""
+
+    width: int
+    image_token_id: int
+
+    def image_features(self, patches: Tensor, patch_positions: Tensor, patch_mask: Tensor) -> Tensor:
+        """Patches, their positions and which are real -> features that stand in for picture tokens."""
+        ...
+
+    def hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, features: Tensor, image_index: Tensor
+    ) -> Tensor:
+        """Tokens, of which those of pictures are replaced by the features of their index -> states after the final norm."""
+        ...

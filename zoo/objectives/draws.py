@@ -32,6 +32,14 @@ class Draws(nn.Module):
             values = torch.tensor(list(concentrations), dtype=torch.float64)
             return [float(share) for share in torch.distributions.Beta(values, values).sample()]
 
+    def normal(self, shape: Sequence[int], like: Tensor, stream: int = 0) -> Tensor:
+        """Standard normal numbers, of the type and on the device of `like`.
+
+        Ranks agree where their devices are of one kind. `stream` tells several draws of one step apart.
+        """
+        generator = torch.Generator(like.device).manual_seed((self.seed * 1_000_003 + int(self.step)) * 16 + stream)
+        return torch.randn(*shape, generator=generator, dtype=like.dtype, device=like.device)
+
     def advance(self) -> None:
         """The next step draws anew; nothing happens outside of training."""
         if self.training:

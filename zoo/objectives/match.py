@@ -24,12 +24,12 @@ class Match:
         self.row_owner, self.column_owner = local.owners[rows], everyone.owners[columns]
         self._pairs = [
             (_labels(local, self.row_owner), _labels(everyone, self.column_owner)),
-            (_of_owner(local, columns, self.row_owner), everyone.keys[columns]),
-            (local.keys[rows], _of_owner(everyone, rows, self.column_owner)),
+            (key_of_owner(local, columns, self.row_owner), everyone.keys[columns]),
+            (local.keys[rows], key_of_owner(everyone, rows, self.column_owner)),
         ]
         if also:
             owners = (local, self.row_owner), (everyone, self.column_owner)
-            left, right = (_of_owner(encoded, also, owner) for encoded, owner in owners)
+            left, right = (key_of_owner(encoded, also, owner) for encoded, owner in owners)
             self._pairs.append((left, right))
 
     def own(self, part: slice) -> Tensor:
@@ -78,7 +78,7 @@ def _labels(encoded: Encoded, owner: Tensor) -> Tensor:
     return encoded.labels[torch.searchsorted(encoded.sample, owner)]
 
 
-def _of_owner(encoded: Encoded, view: str, owner: Tensor) -> Tensor:
+def key_of_owner(encoded: Encoded, view: str, owner: Tensor) -> Tensor:
     """Content key of the sample's first row in `view`, for every owner; `_NONE` where it has none there."""
     owners, keys = encoded.owners[view], encoded.keys[view]
     order = owners.argsort(stable=True)

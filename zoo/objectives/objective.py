@@ -39,5 +39,13 @@ def view(encoded: Encoded, name: str) -> Embedding:
 
 def share(losses: Tensor, local: Encoded, everyone: Encoded, rows: str) -> Tensor:
     """This rank's share of a loss: the weighted sum of its rows' losses (R,) over the number of samples of all ranks."""
-    weights = local.weights[torch.searchsorted(local.sample, local.owners[rows])]
-    return (losses * weights).sum() / len(everyone.sample)
+    return (losses * _row_weights(local, rows)).sum() / len(everyone.sample)
+
+
+def row_share(losses: Tensor, local: Encoded, everyone: Encoded, rows: str) -> Tensor:
+    """`share`, over the number of rows of all ranks instead: a mean over rows, where a sample may have several."""
+    return (losses * _row_weights(local, rows)).sum() / len(everyone.owners[rows])
+
+
+def _row_weights(local: Encoded, rows: str) -> Tensor:
+    return local.weights[torch.searchsorted(local.sample, local.owners[rows])]

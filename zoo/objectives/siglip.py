@@ -29,6 +29,8 @@ class SigLIP(nn.Module, Objective):
         learn: as in `InfoNCE`; the bias is learned unless "no".
         max_scale: None = no cap; released weights exceed CLIP's 100.
         duplicates: what becomes of cells that are as right as the own one: "positive" (say yes, too), "mask" or "keep".
+        mean: divide by the number of pairs, not of samples (SAIL, arXiv:2412.04616, official code): gradients are smaller by
+            the number of columns, which an optimizer of signs such as Lion does not see.
         views: names of the two sides.
 
     Use with: dual encoders, projectors. Relations: needs no softmax over the batch, so it is kinder to small batches.
@@ -41,9 +43,11 @@ class SigLIP(nn.Module, Objective):
         learn: Learn = "log",
         max_scale: float | None = None,
         duplicates: Duplicates = "positive",
+        mean: bool = False,
         views: tuple[str, str] = ("query", "target"),
     ) -> None:
         super().__init__()
+        self.mean = mean
         self.temperature = Temperature(temperature, learn, max_scale)
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learn != "no")
         self.duplicates = duplicates
@@ -54,6 +58,8 @@ class SigLIP(nn.Module, Objective):
         scale = self.temperature()
         losses = sigmoid_losses(local, everyone, self.query, self.target, scale, self.bias, self.duplicates)
         loss = share(losses, local, everyone, self.query)
+        if self.mean:
+            loss = loss / len(view(everyone, self.target).vector)
         return {"loss": loss, "temperature": (1 / scale).detach(), "bias": self.bias.detach()}
 
 
@@ -67,8 +73,14 @@ def sigmoid_losses(
     duplicates: Duplicates = "positive",
 ) -> Tensor:
     """Sum over all columns of the binary losses of every row, (R,) fp32."""
-    match = Match(local, everyone, rows, columns)
-    left, right = view(local, rows).vector, view(everyone, columns).vector
+    sides = view(local, rows).vector, view(everyone, columns).vector
+    return answered_sums(Match(local, everyone, rows, columns), *sides, scale, bias, duplicates)
+
+
+def answered_sums(
+    match: Match, left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, duplicates: Duplicates
+) -> Tensor:
+    """`sigmoid_sums` of rows (R, D) and columns (C, D), (R,): yes is the answer where they belong together."""
     if match.column is not None and (duplicates == "keep" or match.distinct):
         return sigmoid_sums(left, right, scale, bias, match.column)
 

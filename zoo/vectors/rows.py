@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zoo.errors import UnknownNameError, ZooError
+from zoo.files import below
 from zoo.types import Item
 from zoo.weights import sha256
 
@@ -46,30 +47,35 @@ class Rows(Protocol):
 
 
 def open_rows(
-    source: Path, text_column: str | None = None, image_column: str | None = None, instruction: str | None = None
+    source: Path,
+    text_column: str | None = None,
+    image_column: str | None = None,
+    instruction: str | None = None,
+    images: Path | None = None,
 ) -> Rows:
     """A folder of pictures, a `.parquet` file, or a `.jsonl` file.
 
     Args:
         source: the folder or file.
         text_column: default `text` if the file has it; none if `image_column` alone is given.
-        image_column: default `image` if the file has it. A picture is a path (relative to the file), bytes,
+        image_column: default `image` if the file has it. A picture is a path below `images`, bytes,
             `{"bytes": ..., "path": ...}` as in published data sets, or a list of these.
         instruction: for every row.
+        images: what the paths of a file's pictures are relative to, and must lie in; default the file's folder.
 
     Raises:
         ZooError: nothing there, another kind of file, no such column (with the nearest), no rows.
     """
     if source.is_dir():
-        if text_column or image_column:
-            raise ZooError(f"{source} is a folder of pictures; columns belong to Parquet and JSONL files")
+        if text_column or image_column or images:
+            raise ZooError(f"{source} is a folder of pictures; columns and --images belong to Parquet and JSONL files")
         return _Folder(source, instruction)
     if not source.is_file():
         raise ZooError(f"there is no '{source}'; give a folder of pictures, a .parquet or a .jsonl file")
     kinds: dict[str, type[_Records]] = {".parquet": _Parquet, ".jsonl": _JsonLines, ".ndjson": _JsonLines}
     if source.suffix not in kinds:
         raise ZooError(f"{source} can't be embedded: give a folder of pictures, a .parquet or a .jsonl file")
-    return kinds[source.suffix](source, text_column, image_column, instruction)
+    return kinds[source.suffix](source, text_column, image_column, instruction, images or source.parent)
 
 
 class _Folder:
@@ -103,8 +109,8 @@ class _Folder:
 class _Records:
     """Rows of a file as mappings; the kinds of file differ in `names`, `__len__` and `records`."""
 
-    def __init__(self, file: Path, text: str | None, image: str | None, instruction: str | None) -> None:
-        self.file, self.instruction = file, instruction
+    def __init__(self, file: Path, text: str | None, image: str | None, instruction: str | None, images: Path) -> None:
+        self.file, self.instruction, self.images = file, instruction, images
         names = self.names()
         for name in (text, image):
             if name is not None and name not in names:
@@ -144,7 +150,7 @@ class _Records:
         try:
             text = _text(record.get(self.text)) if self.text else None
             values = _listed(record.get(self.image)) if self.image else []
-            images = tuple(_picture(value, self.file.parent) for value in values)
+            images = tuple(_picture(value, self.images) for value in values)
         except ZooError as error:
             return Row(number, name, None, None, Item(), str(error))
         path = next((str(i) for i in images if isinstance(i, Path)), None)
@@ -230,5 +236,5 @@ def _picture(value: Any, folder: Path) -> Path | bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and value:
-        return (folder / value).absolute()
+        return below(folder, value, "the picture").absolute()
     raise ZooError(f"a picture is a {type(value).__name__}, not a path or bytes")

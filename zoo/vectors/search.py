@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from zoo.embedder import Embedder
 from zoo.errors import ZooError
 from zoo.files import cache_folder
+from zoo.metrics.search import search
 from zoo.vectors.files import VectorFile, Vectors, read_vectors
 from zoo.vectors.rows import Rows
 from zoo.vectors.run import embed_rows
@@ -28,9 +30,10 @@ class Hit:
 
 def nearest(query: Vectors, vectors: Vectors, count: int) -> list[Hit]:
     """The `count` rows of unit `vectors` (N, E) with the largest cosine to `query` (E,), best first, ties by row."""
-    scores = vectors @ query
-    best = np.argsort(-scores, kind="stable")[:count]
-    return [Hit(int(row), float(scores[row])) for row in best]
+    with warnings.catch_warnings():  # vectors of a file can't be written to, and nothing here does
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        found = search(torch.from_numpy(query[None]), torch.from_numpy(vectors), count)
+    return [Hit(row, score) for row, score in zip(found.indexes[0].tolist(), found.scores[0].tolist(), strict=True)]
 
 
 def read_index(path: Path, embedder: Embedder) -> VectorFile:

@@ -101,9 +101,9 @@ class Shards:
         """Join the parts into the result, list the bad rows in `<out>.bad.jsonl`, remove the parts.
 
         Raises:
-            ZooError: not one row could be embedded; says why the first could not.
+            ZooError: not one row could be embedded; says why the first could not. A part can't be read.
         """
-        bad = "".join(self._bad(k).read_text("utf-8") for k in range(self.count))
+        bad = "".join(_read(self._bad(k)) for k in range(self.count))
         rows = sum(len(table) for table in self._tables())
         if not rows:
             first = json.loads(bad.partition("\n")[0])
@@ -122,7 +122,11 @@ class Shards:
         import pyarrow.parquet as pq
 
         for k in range(self.count):
-            yield pq.read_table(self._part(k))
+            try:
+                table = pq.read_table(self._part(k))
+            except (OSError, ValueError) as error:
+                raise _damaged(self._part(k), error) from error
+            yield table
 
     def _part(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.parquet"
@@ -138,7 +142,7 @@ def _started_facts(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ZooError(f"{path} can't be read ({error}); discard the earlier run with --restart") from error
+        raise _damaged(path, error) from error
     return facts
 
 
@@ -146,14 +150,31 @@ def _result_facts(out: Path) -> dict[str, Any] | None:
     if not out.is_file():
         return None
     if out.suffix == ".parquet":
-        return read_facts(out)
+        try:
+            return read_facts(out)
+        except ZooError as error:
+            raise ZooError(f"{error}; choose another --out, or replace it with --restart") from error
     about = out.with_name(out.name + ".json")
     if not about.is_file():
         raise ZooError(
             f"{out} exists and was not written by zoo embed; choose another --out, or replace it with --restart"
         )
-    facts: dict[str, Any] = json.loads(about.read_text("utf-8"))
+    try:
+        facts: dict[str, Any] = json.loads(_read(about))
+    except ValueError as error:
+        raise _damaged(about, error) from error
     return facts
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ZooError:
+    return ZooError(f"{path} can't be read ({error}); discard what the earlier run left, with --restart or by hand")
 
 
 def _short(value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.data.source import Source
 from zoo.errors import SampleError, ZooError
+from zoo.files import below
 from zoo.types import Item, Sample
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ class AbcCaptions(Source):
         return len(self._columns["caption"])
 
     def draw(self, index: int, rng: random.Random) -> Sample:
-        """See `Source`. Raises SampleError for a record with too few negatives."""
+        """See `Source`. Raises SampleError for too few negatives, or a picture that is not below `images`."""
         views: dict[str, Item | tuple[Item, ...]] = {
-            "query": Item(images=(self.images / self._value("image", index),)),
+            "query": Item(images=(below(self.images, self._value("image", index), f"{self.name}/{index}"),)),
             "target": Item(text=self._value("caption", index)),
         }
         if self.negatives:
@@ -101,12 +102,13 @@ class AbcInstructions(Source):
         return len(self._records)
 
     def draw(self, index: int, rng: random.Random) -> Sample:
-        """See `Source`."""
-        picture, instruction, phrase, others = self._records[index]
+        """See `Source`. Raises SampleError for a picture that is not below `images`."""
+        number, instruction, phrase, others = self._records[index]
+        picture = below(self.images, f"{number}.jpg", f"{self.name}/{index}")
         return Sample(
             f"{self.name}/{index}",
             {
-                "query": Item(images=(self.images / f"{picture}.jpg",), instruction=instruction),
+                "query": Item(images=(picture,), instruction=instruction),
                 "target": Item(text=phrase),
                 "negatives": tuple(Item(text=other) for other in others),
             },

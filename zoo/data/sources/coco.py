@@ -11,6 +11,7 @@ from typing import Any
 from zoo.data.source import TaskSource
 from zoo.data.sources.folder import CaptionedImages
 from zoo.errors import RecipeError, SampleError, UnknownNameError, ZooError
+from zoo.files import below
 from zoo.types import Item, RetrievalTask
 
 _METRICS = ("recall@1", "recall@5", "recall@10")
@@ -48,7 +49,7 @@ class CaptionRetrieval(TaskSource):
 
     Raises:
         ZooError: a file that can't be read or has another layout; a picture that is missing.
-        SampleError: a picture without a caption; names it.
+        SampleError: a picture without a caption, or one that a split file places outside of `images`; names it.
 
     Source: Karpathy & Fei-Fei (arXiv:1412.2306), section 4.1.
     """
@@ -146,13 +147,15 @@ def _from_split_file(path: Path, images: str, split: str) -> tuple[str, list[_Pi
         splits = {entry["split"] for entry in entries}
         pictures = [
             _Picture(
-                _file(Path(images).expanduser(), entry),
+                _file(Path(images).expanduser(), entry, path),
                 tuple(sentence["raw"].strip() for sentence in entry["sentences"]),
             )
             for entry in entries
             if entry["split"] == split
         ]
         name = str(content.get("dataset", path.stem))
+    except SampleError:
+        raise
     except (OSError, ValueError) as error:
         raise ZooError(f"the split file {path} can't be read: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -169,7 +172,8 @@ def _from_split_file(path: Path, images: str, split: str) -> tuple[str, list[_Pi
     return name, pictures
 
 
-def _file(folder: Path, entry: Mapping[str, Any]) -> Path:
+def _file(folder: Path, entry: Mapping[str, Any], path: Path) -> Path:
     """COCO's entries name the folder below (`val2014`); Flickr30k's do not, and many copies are flat."""
-    below: Path = folder / entry.get("filepath", "") / entry["filename"]
-    return below if below.is_file() else folder / entry["filename"]
+    name = entry["filename"]
+    nested = below(folder, str(Path(entry.get("filepath", ""), name)), f"{path}: {name}")
+    return nested if nested.is_file() else below(folder, name, f"{path}: {name}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from zoo.data.source import Source, TaskSource
 from zoo.data.sources.record_files import SUFFIXES, Records
 from zoo.errors import SampleError, UnknownNameError, ZooError
+from zoo.files import below
 from zoo.types import Item, RetrievalTask, Sample
 
 _PLACEHOLDER = re.compile(r"<\|image_\d+\|>\s*")
@@ -171,7 +172,7 @@ class MmebEval(TaskSource):
 
 
 def mmeb_item(text: str, picture: str, images: Path, where: str, instruction: str = "", query: bool = False) -> Item:
-    """One side of a row. SampleError if it has neither text nor picture.
+    """One side of a row. SampleError if it has neither text nor picture, or its picture is not below `images`.
 
     Args:
         text: with placeholders for pictures.
@@ -186,7 +187,7 @@ def mmeb_item(text: str, picture: str, images: Path, where: str, instruction: st
     if not words.strip() and not picture:
         raise SampleError(f"{where}: neither text nor picture")
     task = _PLACEHOLDER.sub("", instruction).strip()
-    pictures = (images / picture,) if picture else ()
+    pictures = (below(images, picture, where),) if picture else ()
     return Item(text=words if words.strip() else None, images=pictures, instruction=task or None)
 
 
@@ -227,7 +228,12 @@ def _targets(records: Records, row: int) -> list[tuple[str, str]]:
 
 def _check_pictures(records: Records, columns: tuple[str, ...], images: Path) -> None:
     """Refuse a wrong folder at once: of the first pictures named, one at least must be there."""
-    paths = (images / name for row in range(min(len(records), 50)) for c in columns if (name := records.value(c, row)))
+    paths = (
+        below(images, name, f"{records.where(row)} ({column})")
+        for row in range(min(len(records), 50))
+        for column in columns
+        if (name := records.value(column, row))
+    )
     first = next(paths, None)
     if first is not None and not first.is_file() and not any(path.is_file() for path in paths):
         raise ZooError(

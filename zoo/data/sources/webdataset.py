@@ -25,7 +25,6 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 MOST_BYTES = {"picture": 1 << 28, "caption": 1 << 24}
 """Larger members are left out (ours): they would be read into memory as a whole."""
 
-OPEN_FILES = 64  # shards that a process keeps open
 
 
 class WebDataset(Source):

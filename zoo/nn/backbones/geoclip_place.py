@@ -5,6 +5,7 @@ Shapes: R rows, F random features of a capsule, W = 512.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from zoo.nn.towers import PlaceTower, States
 
 # of the Equal Earth projection (Savric, Patterson and Jenny, 2018), and GeoCLIP's scale of it
 _A1, _A2, _A3, _A4 = 1.340264, -0.081106, 0.000893, 0.003796
-_SCALE = 66.50336 / 180
+_SCALE = 66.50336
 _FEATURES, _HIDDEN, _WIDTH = 256, 1024, 512
 
 
@@ -26,7 +27,7 @@ def equal_earth(places: Tensor) -> Tensor:
     slope = 9 * _A4 * theta**8 + 7 * _A3 * theta**6 + 3 * _A2 * theta**2 + _A1
     x = 2 * math.sqrt(3) * longitude * torch.cos(theta) / (3 * slope)
     y = _A4 * theta**9 + _A3 * theta**7 + _A2 * theta**3 + _A1 * theta
-    return torch.stack((x, y), dim=1) * _SCALE
+    return torch.stack((x, y), dim=1) * _SCALE / 180  # rounded as in the official code: fine scales see every bit
 
 
 class GeoClipPlace(nn.Module, PlaceTower):
@@ -35,8 +36,9 @@ class GeoClipPlace(nn.Module, PlaceTower):
 
     Args:
         sigmas: standard deviation of the frequencies, one per network; larger sees finer.
-        pretrained: where weights are read from: a file or folder, or `package:geoclip/model/weights/location_encoder_weights.pth`
-            (the PyPI package `geoclip`, MIT; `pip install --no-deps geoclip`, since nothing of it is run). None = random.
+        pretrained: where weights are read from: a place as `zoo.weights` has them. The official ones (MIT) come with the
+            PyPI package `geoclip`, of which nothing is run (`pip install --no-deps geoclip==1.3.0`):
+            `package:geoclip/model/weights/location_encoder_weights.pth`. None = random weights.
     """
 
     def __init__(self, sigmas: Sequence[float] = (1.0, 16.0, 256.0), pretrained: str | None = None) -> None:
@@ -65,7 +67,7 @@ class _Capsule(nn.Module):
         super().__init__()
         widths = (2 * _FEATURES, _HIDDEN, _HIDDEN, _HIDDEN)
         layers: list[nn.Module] = [_Fourier(sigma)]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.capsule = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Linear(_HIDDEN, _WIDTH))

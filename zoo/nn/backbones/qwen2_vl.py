@@ -11,29 +11,17 @@ Shapes: R rows, T tokens, I pictures, P patches, D width of the language model, 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import UnknownNameError
+from zoo.nn.towers import VlmBackbone
 
 
-class VlmBackbone(Protocol):
-    """What `VlmEncoder` needs of a vision-language model."""
-
-    width: int
-    image_token_id: int
-
-    def image_features(self, patches: Tensor, patch_positions: Tensor, patch_mask: Tensor) -> Tensor: ...
-
-    def hidden_states(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, features: Tensor, image_index: Tensor
-    ) -> Tensor: ...
-
-
-class Qwen2VL(nn.Module):
+class Qwen2VL(nn.Module, VlmBackbone):
     """Vision tower and language model of Qwen2-VL.
 
     Args:

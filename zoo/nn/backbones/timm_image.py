@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import RecipeError, UnknownNameError
+from zoo.errors import RecipeError, UnknownNameError, WeightsError
 from zoo.nn.towers import ImageTower, States
 
 
@@ -65,13 +65,34 @@ class TimmImage(nn.Module, ImageTower):
         from zoo.weights import fetch_folder, load_strictly, read_state
 
         if self.pretrained == "timm":
-            import timm
-
-            with torch.random.fork_rng(devices=[]):
-                state = timm.create_model(self.name, pretrained=True, num_classes=0).state_dict()
+            state = _timm_state(self.name)
         else:
             state = read_state(fetch_folder(self.pretrained))
             if efficientnet_lite.is_layout(state):
                 blocks = {number: len(stage) for number, stage in enumerate(self.model.blocks)}  # type: ignore[arg-type]
                 state = efficientnet_lite.to_timm(state, blocks)
         load_strictly(self.model, state, self.pretrained)
+
+
+def _timm_state(name: str) -> dict[str, Tensor]:
+    """The weights that timm releases for `name`, from its hub or the cache."""
+    import timm
+
+    if not timm.is_model_pretrained(name):
+        known = timm.list_models(pretrained=True)
+        raise UnknownNameError("timm model with released weights:", name, known, "(pretrained: null starts from random)")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            state: dict[str, Tensor] = timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # the classes of the hub's http library, which differ between its releases
+        why = (str(error) or type(error).__name__).splitlines()[0].rstrip(" .")
+        place = timm.get_pretrained_cfg(name)
+        fetch = f"hf download {place.hf_hub_id}" if place.hf_hub_id else f"fetch {place.url}"
+        raise WeightsError(
+            f"timm's weights of '{name}' can't be fetched: {why}. Three ways out:\n"
+            f"  1. on a connected machine run\n       {fetch}\n"
+            "     and copy its HF_HOME (~/.cache/huggingface) here, or what was fetched to a folder of yours\n"
+            "  2. name a local copy in the recipe, pretrained: FOLDER, which holds model.safetensors in timm's names\n"
+            "  3. random weights: pretrained: null"
+        ) from error
+    return state

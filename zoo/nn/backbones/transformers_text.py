@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.errors import RecipeError
+from zoo.errors import RecipeError, UnknownNameError
 from zoo.nn.pooling import MeanPooling, Pooling
 from zoo.nn.towers import States, TextTower
 
@@ -19,6 +19,10 @@ class TransformersText(nn.Module, TextTower):
         config: fields of that model's configuration; what is not named has transformers' default.
         pooling: states to one; default the mean over real tokens.
         pretrained: where fitting starts from: `hf:ORG/REPO[@REVISION]` or a folder in transformers' layout. None = random.
+
+    Raises:
+        UnknownNameError: a kind, or a field of its configuration, that transformers does not have; says the nearest.
+        RecipeError: a value that the configuration does not take.
     """
 
     def __init__(
@@ -29,15 +33,9 @@ class TransformersText(nn.Module, TextTower):
         pretrained: str | None = None,
     ) -> None:
         super().__init__()
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
 
-        try:
-            settings = AutoConfig.for_model(kind, **(config or {}))
-        except ValueError as error:
-            raise RecipeError(f"transformers has no model of type '{kind}'") from error
-        unknown = sorted(set(config or {}) - set(type(settings)().to_dict()))
-        if unknown:
-            raise RecipeError(f"the configuration of '{kind}' has no field '{unknown[0]}'")
+        settings = _settings(kind, config or {})
         extra = {"add_pooling_layer": False} if _has_pooler(settings, AutoModel) else {}
         self.model = AutoModel.from_config(settings, attn_implementation="sdpa", **extra)
         self.pooling = pooling or MeanPooling()
@@ -62,6 +60,22 @@ class TransformersText(nn.Module, TextTower):
         # heads of tasks that nothing here uses, and a constant that old checkpoints hold
         wanted = {k: v for k, v in state.items() if not k.startswith(("pooler.", "cls.")) and "position_ids" not in k}
         load_strictly(self.model, wanted, self.pretrained)
+
+
+def _settings(kind: str, given: dict[str, Any]) -> Any:
+    """The configuration of a kind of model. Transformers takes any field and goes on with its defaults; here it must be one."""
+    from transformers import CONFIG_MAPPING
+
+    if kind not in CONFIG_MAPPING:
+        raise UnknownNameError("kind of transformers model", kind, CONFIG_MAPPING.keys(), "(its `model_type`)")
+    known = CONFIG_MAPPING[kind]().to_dict()
+    for name in given:
+        if name not in known:
+            raise UnknownNameError(f"field in the configuration of '{kind}':", name, known)
+    try:
+        return CONFIG_MAPPING[kind](**given)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"the configuration of '{kind}' does not take {given}: {error}") from error
 
 
 def _has_pooler(settings: Any, auto: Any) -> bool:

@@ -1,0 +1,73 @@
+"""Official layouts of trained heads, written here with random weights, load with no key left over and give their vectors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from zoo.convert.projector_heads import fusemix, sail
+from zoo.convert.transformers_folder import Checkpoint
+from zoo.errors import WeightsError
+from zoo.nn.latent_heads import InvertedBottleneck, StarMlp
+
+
+class OfficialBlock(nn.Module):
+    """Pre-LN residual with an inner width of 4 D, named as in layer6ai-labs/fusemix."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ln = nn.LayerNorm(width)
+        self.fn = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.6), nn.Linear(4 * width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fn(self.ln(x)) + x
+
+
+def own(state: dict[str, torch.Tensor], modality: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(f"heads.{modality}."): v for k, v in state.items() if k.startswith(f"heads.{modality}.")}
+
+
+def test_fusemix() -> None:
+    torch.manual_seed(0)
+    sides = {
+        name: nn.Sequential(*(OfficialBlock(width) for _ in range(4)), nn.LayerNorm(width), nn.Linear(width, 5)).eval()
+        for name, width in (("vis_proj", 6), ("text_proj", 4))
+    }
+    tensors = {f"{name}.{key}": value for name, side in sides.items() for key, value in side.state_dict().items()}
+    state = fusemix(Checkpoint(tensors | {"temp": torch.tensor(0.05)}))
+    assert state.pop("objective.temperature.parameter").exp().item() == pytest.approx(20, rel=1e-6)
+    for modality, name, width in (("image", "vis_proj", 6), ("text", "text_proj", 4)):
+        head = InvertedBottleneck(width, 5).eval()
+        head.load_state_dict(own(state, modality))
+        x = torch.randn(3, width)
+        torch.testing.assert_close(head(x), sides[name](x))
+
+
+def test_sail() -> None:
+    torch.manual_seed(0)
+    tensors = {"logit_scale": torch.tensor([3.0]), "logit_bias": torch.tensor([-9.5])}
+    for side, width in (("vision", 6), ("text", 4)):
+        parts = {f"{side}_layer_norm": nn.LayerNorm(width)}
+        parts |= {
+            f"{side}_mapping_network.{n}": nn.Linear(*s)
+            for n, s in {"f1": (width, 8 * width), "f2": (width, 8 * width), "g": (8 * width, 5)}.items()
+        }
+        tensors |= {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    state = sail(Checkpoint(tensors))
+    assert state.pop("objective.temperature.parameter").shape == () and state.pop("objective.bias").item() == -9.5
+    head = StarMlp(6, 5)
+    head.load_state_dict(own(state, "image"))
+    x = torch.randn(3, 6) * 30
+    seen = nn.functional.layer_norm(x, (6,), tensors["vision_layer_norm.weight"], tensors["vision_layer_norm.bias"])
+    f1, f2 = (
+        seen @ tensors[f"vision_mapping_network.{n}.weight"].T + tensors[f"vision_mapping_network.{n}.bias"]
+        for n in ("f1", "f2")
+    )
+    g = (f1.clamp(0, 6) * f2) @ tensors["vision_mapping_network.g.weight"].T + tensors["vision_mapping_network.g.bias"]
+    torch.testing.assert_close(head(x), g.clamp(-1e3, 1e3))
+
+
+def test_another_system_is_refused() -> None:
+    with pytest.raises(WeightsError, match=r"holds 'visual\.proj'"):
+        fusemix(Checkpoint({"visual.proj": torch.zeros(2)}))

@@ -1,0 +1,54 @@
+"""Official checkpoints of trained heads -> state of a `Projector`; the frozen encoders are not in them.
+
+Sources: layer6ai-labs/fusemix (`vis_proj.*`, `text_proj.*`, `temp`) and lezhang7/SAIL (`*_mapping_network.*`,
+`*_layer_norm.*`, `logit_scale`, `logit_bias`, with or without a `state_dict` around them).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zoo.convert.transformers_folder import Checkpoint
+from zoo.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SCALE, _BIAS = "objective.temperature.parameter", "objective.bias"
+_FUSEMIX = {"vis_proj.": "heads.image.", "text_proj.": "heads.text."}
+_SAIL = {
+    "vision_mapping_network.": "heads.image.",
+    "text_mapping_network.": "heads.text.",
+    "vision_layer_norm.": "heads.image.norm.",
+    "text_layer_norm.": "heads.text.norm.",
+}
+
+
+def fusemix(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Heads of FuseMix for `InvertedBottleneck`; `temp` becomes log(1 / temp), as `InfoNCE(learn="log")` keeps it."""
+    state = _renamed(checkpoint, _FUSEMIX, ("temp",))
+    if "temp" in checkpoint.tensors:
+        state[_SCALE] = -checkpoint.tensors["temp"].log().reshape(())
+    return state
+
+
+def sail(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Heads of SAIL for `StarMlp`; scale and bias for `SigLIP(learn="log")`."""
+    state = _renamed(checkpoint, _SAIL, ("logit_scale", "logit_bias"))
+    for key, ours in (("logit_scale", _SCALE), ("logit_bias", _BIAS)):
+        if key in checkpoint.tensors:
+            state[ours] = checkpoint.tensors[key].reshape(())
+    return state
+
+
+def _renamed(checkpoint: Checkpoint, prefixes: dict[str, str], others: tuple[str, ...]) -> dict[str, Tensor]:
+    state = {}
+    for key, value in checkpoint.tensors.items():
+        prefix = next((one for one in prefixes if key.startswith(one)), None)
+        if prefix is not None:
+            state[prefixes[prefix] + key.removeprefix(prefix)] = value
+        elif key not in others:
+            raise WeightsError(
+                f"{checkpoint.place} holds '{key}', which is none of {', '.join(prefixes)}; is it of another system?"
+            )
+    return state

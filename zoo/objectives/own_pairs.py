@@ -1,0 +1,48 @@
+"""Pairs of rows of two views that belong to one sample, where each may have any number of them, or none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.errors import RecipeError
+from zoo.objectives.objective import view
+from zoo.types import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPairs:
+    """Places (P,) int64 of this rank's pairs in the views `left` and `right`; `total`: pairs of all ranks."""
+
+    left: Tensor
+    right: Tensor
+    weights: Tensor
+    total: int
+
+    def share(self, losses: Tensor) -> Tensor:
+        """This rank's share of the mean over the pairs of all ranks, weighted as the samples are. losses: (P,)."""
+        return (losses * self.weights).sum() / self.total
+
+
+def own_pairs(local: Encoded, everyone: Encoded, left: str, right: str) -> OwnPairs:
+    """The pairs of a sample's rows in the views `left` and `right`. RecipeError if there is not one on any rank."""
+    for name in (left, right):
+        view(everyone, name)
+    first, second = _places(local.owners[left], local.owners[right])
+    total = len(first) if local is everyone else len(_places(everyone.owners[left], everyone.owners[right])[0])
+    if not total:
+        raise RecipeError(f"no sample of the batch has rows in both the views '{left}' and '{right}'")
+    weights = local.weights[torch.searchsorted(local.sample, local.owners[left][first])]
+    return OwnPairs(first, second, weights, total)
+
+
+def _places(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    order = right.argsort(stable=True)
+    owners = right[order]
+    first = torch.searchsorted(owners, left)
+    counts = torch.searchsorted(owners, left, right=True) - first
+    rows = torch.arange(len(left), device=left.device).repeat_interleave(counts)
+    inside = torch.arange(len(rows), device=left.device) - (counts.cumsum(0) - counts)[rows]
+    return rows, order[first[rows] + inside]

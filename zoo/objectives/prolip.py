@@ -1,0 +1,134 @@
+"""ProLIP's loss: pairs of distributions by the sigmoid loss, and which of two lies within the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.objectives.bottleneck import bottleneck
+from zoo.objectives.direction import Duplicates
+from zoo.objectives.match import Match
+from zoo.objectives.objective import Objective, share, view
+from zoo.objectives.own_pairs import own_pairs
+from zoo.objectives.siglip import SigLIP, answered_sums
+from zoo.objectives.temperature import Learn
+from zoo.similarity.distances import CSD, csd_sides
+from zoo.similarity.overlap import check_form, inclusion
+from zoo.similarity.similarity import gaussian
+from zoo.types import Embedding, Encoded
+
+LARGEST_INCLUSION = 100_000.0  # official code: a mean inclusion loss above this is dropped
+
+
+class ProLIP(nn.Module, Objective):
+    """Pairs that belong together say yes, all others no; a text contains its picture, and a masked view the whole one.
+
+    Formula:
+        z_ij = s (mu_i . mu_j - (sum_d sigma_i^2 + sum_d sigma_j^2) / 2) + b
+        L = -1/B sum_ij log sigmoid(y_ij z_ij) + sum_n w_n L_inc(A_n in B_n) + v (KL_x + KL_y) (arXiv:2410.18857)
+        L_inc(A in B) = mean over pairs and coordinates of -log sigmoid(c (H(A in B) - H(B in A))), H(A in B) = log of the
+        integral of p_A^2 p_B
+
+    Inputs:
+        the views `query` and `target` (named by `views`) with log_var, and those that `inclusions` names.
+
+    Args:
+        temperature: start value; 0.1 is the official s = 10. learn, max_scale: as in `SigLIP`.
+        bias: start value; -10 is official, log(1 / (B - 1)) is kinder to small batches.
+        inclusions: (the view that lies within, the view that contains it, weight). Official: pictures in texts 1e-7; each
+            whole view in the view of the same kind in which three quarters of the parts are masked, 1e-3.
+        inclusion_scale: c; 1000 is official, 10 that of LongProLIP.
+        eps: of the official form, see `zoo.similarity.overlap.inclusion` (official: -10; its training script: -20).
+        vib: v.
+        duplicates: what becomes of cells that are as right as the own one (see `SigLIP`); "keep" is official.
+        form: "official" computes the inclusion and the KL as the official code does, with the logarithm of a variance in
+            the place of that of a standard deviation and the other way round, and drops a KL above 10,000 and an inclusion
+            loss above 100,000; "exact" computes what the formulas say.
+        views: names of the two sides, pictures first.
+
+    Use with: dual encoders whose heads give log_var. Relations: z = s (1 - CSD / 2) + b for unit vectors, so it is a
+    sigmoid loss on PCME++'s distance.
+
+    The official code counts inclusion and KL once for every exchange between ranks; here they count once.
+
+    Raises:
+        RecipeError: a view that the data does not give, or one without log_var.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        bias: float = -10.0,
+        learn: Learn = "log",
+        max_scale: float | None = 100.0,
+        inclusions: Sequence[tuple[str, str, float]] = (("query", "target", 1e-7),),
+        inclusion_scale: float = 1000.0,
+        eps: float = 0.0,
+        vib: float = 1e-4,
+        duplicates: Duplicates = "positive",
+        form: Literal["exact", "official"] = "exact",
+        views: tuple[str, str] = ("query", "target"),
+    ) -> None:
+        super().__init__()
+        check_form(form, eps)
+        answers = SigLIP(temperature, bias, learn, max_scale)
+        self.temperature, self.bias = answers.temperature, answers.bias
+        self.inclusions = [tuple(one) for one in inclusions]
+        self.inclusion_scale = inclusion_scale
+        self.eps = eps
+        self.vib = vib
+        self.duplicates = duplicates
+        self.form: Literal["exact", "official"] = form
+        self.query, self.target = views
+
+    def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
+        """See `Objective`. Besides `loss`: `match`, `A_in_B` for each inclusion and `vib`, all without their weights;
+        `temperature` and `bias`.
+        """
+        part = len(local.sample) / len(everyone.sample)
+        scale = self.temperature()
+        weighted = [("match", 1.0, self._match(local, everyone, scale))]
+        for inner, outer, weight in self.inclusions:
+            weighted.append((f"{inner}_in_{outer}", weight, self._inclusion(local, everyone, inner, outer)))
+        if self.vib:
+            official = self.form == "official"
+            term = bottleneck(local, everyone, (self.query, self.target), halved=official, guarded=official)
+            weighted.append(("vib", self.vib, term))
+        losses = [weight * term for _, weight, term in weighted]
+        return {
+            "loss": sum(losses[1:], losses[0]),
+            **{name: term.detach() / part for name, _, term in weighted},
+            "temperature": (1 / scale).detach(),
+            "bias": self.bias.detach(),
+        }
+
+    def pair_scores(self, pictures: Embedding, texts: Embedding) -> Tensor:
+        """(r, C) negative closed-form sampled distances, which order pairs as the logits do."""
+        return CSD()(pictures, texts)
+
+    def _match(self, local: Encoded, everyone: Encoded, scale: Tensor) -> Tensor:
+        sides = csd_sides(view(local, self.query), view(everyone, self.target), norms=False)
+        match = Match(local, everyone, self.query, self.target)
+        return share(answered_sums(match, *sides, scale, self.bias, self.duplicates), local, everyone, self.query)
+
+    def _inclusion(self, local: Encoded, everyone: Encoded, inner: str, outer: str) -> Tensor:
+        """This rank's share of the mean over pairs and coordinates."""
+        pairs = own_pairs(local, everyone, inner, outer)
+        losses = self._inclusion_losses(local, inner, outer, pairs.left, pairs.right)
+        if self.form == "official":
+            whole = pairs if local is everyone else own_pairs(everyone, everyone, inner, outer)
+            found = losses if local is everyone else self._inclusion_losses(everyone, inner, outer, whole.left, whole.right)
+            if float(found.detach().mean()) > LARGEST_INCLUSION:
+                losses = losses.new_zeros(len(losses))
+        return pairs.share(losses)
+
+    def _inclusion_losses(self, encoded: Encoded, inner: str, outer: str, left: Tensor, right: Tensor) -> Tensor:
+        """(P,) mean over the coordinates."""
+        mean, log_var = (part[left] for part in gaussian(view(encoded, inner)))
+        other, other_log_var = (part[right] for part in gaussian(view(encoded, outer)))
+        forth = inclusion(mean, log_var, other, other_log_var, self.form, self.eps)
+        back = inclusion(other, other_log_var, mean, log_var, self.form, self.eps)
+        return F.softplus(-self.inclusion_scale * (forth - back)).mean(1)
