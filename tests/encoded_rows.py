@@ -74,9 +74,7 @@ def share_of(whole: Encoded, start: int, stop: int) -> Encoded:
         labels=whole.labels[start:stop],
         weights=whole.weights[start:stop],
         sample=whole.sample[start:stop],
-        mixed={
-            name: Mixture(one.partner[kept[name]], one.share[kept[name]]) for name, one in whole.mixed.items()
-        },
+        mixed={name: Mixture(one.partner[kept[name]], one.share[kept[name]]) for name, one in whole.mixed.items()},
     )
 
 

@@ -20,12 +20,19 @@ from zoo.types import Batch, Embedding, Inputs
 WIDTH = 6
 
 
+class Splitter:
+    """The part of a processor that chunks need."""
+
+    def split(self, inputs: Inputs, size: int) -> list[Inputs]:
+        return [{"x": part} for part in inputs["x"].split(size)]
+
+
 class Towers(EmbeddingModule):
     """One linear layer; a learned temperature."""
 
-    def __init__(self, objective: str = "infonce", gather_group: int | None = None) -> None:
+    def __init__(self, objective: str = "infonce", gather_group: int | None = None, chunk: int | None = None) -> None:
         chosen = InfoNCE(0.1, learn="linear", symmetric=True) if objective == "infonce" else SigLIP(0.1, -2.0)
-        super().__init__(processor=None, objective=chosen, gather_group=gather_group)
+        super().__init__(processor=Splitter(), objective=chosen, gather_group=gather_group, chunk_size=chunk)
         torch.manual_seed(0)
         self.layer = nn.Linear(WIDTH, 4, dtype=torch.float64)
 
@@ -98,6 +105,38 @@ def test_two_processes_equal_one(shares: list[tuple[int, int]], objective: str, 
     assert result["loss"].item() == pytest.approx(loss.item(), rel=1e-6)
     torch.testing.assert_close(result["gradient"], gradient, rtol=1e-5, atol=1e-7)
     assert gradient.abs().max() > 1e-3
+
+
+class Step(nn.Module):
+    """What data-parallel training wraps: batch -> the loss whose gradients it averages."""
+
+    def __init__(self, module: Towers) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        local = self.module._encoded(batch)
+        return self.module.objective(local, self.module._gathered(local))["loss"] * self.module._group_size
+
+
+def chunked_worker(rank: int, shares: list[tuple[int, int]], folder: Path, chunk: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(shares))
+    module = Towers(chunk=chunk)
+    nn.parallel.DistributedDataParallel(Step(module))(batch(*shares[rank])).backward()
+    if rank == 0:
+        gradient = torch.cat([p.grad.flatten().double() for p in module.parameters()])
+        torch.save({"gradient": gradient}, folder / "result.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("shares", [[(0, 5), (5, 10)], [(0, 7), (7, 10)]], ids=["equal", "unequal"])
+def test_chunks_in_two_processes_equal_one_process_without(shares: list[tuple[int, int]], tmp_path: Path) -> None:
+    """Two things meet in the backward pass: chunks are encoded again, and gradients are averaged as they get ready."""
+    mp.spawn(chunked_worker, args=(shares, tmp_path, 2), nprocs=2)
+    result = torch.load(tmp_path / "result.pt", weights_only=True)
+    _, gradient = gradients(Towers(), [(0, 10)], 0)
+    torch.testing.assert_close(result["gradient"], gradient, rtol=1e-5, atol=1e-7)
 
 
 FOUR = [(0, 3), (3, 6), (6, 8), (8, 10)]

@@ -17,7 +17,7 @@ from zoo.ahead import ahead
 from zoo.errors import NonFiniteError, SampleError, ZooError
 from zoo.items import is_single, padding_size, to_items
 from zoo.progress import counting
-from zoo.types import Inputs, Item, Sample
+from zoo.types import Embedding, Inputs, Item, Sample
 
 if TYPE_CHECKING:
     from zoo.bundle import StorageDtype
@@ -57,6 +57,7 @@ class Embedder:
         self.name = name
         self.weights = weights
         self._dim: int | None = None
+        self._probabilistic: bool | None = None
 
     @property
     def card(self) -> dict[str, Any]:
@@ -77,8 +78,15 @@ class Embedder:
     def dim(self) -> int:
         """E, the width of a vector."""
         if self._dim is None:
-            self._dim = int(self._encoded(_probe(self.processor)).shape[1])
+            self._dim = int(self._encoded(_probe(self.processor)).vector.shape[1])
         return self._dim
+
+    @property
+    def probabilistic(self) -> bool:
+        """Whether the model gives a log-variance beside every value."""
+        if self._probabilistic is None:
+            self._probabilistic = self._encoded(_probe(self.processor)).log_var is not None
+        return self._probabilistic
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.module.parameters())
@@ -129,6 +137,18 @@ class Embedder:
         result = vectors[0] if single else vectors
         return result if convert_to_numpy else torch.from_numpy(result)
 
+    def encode_gaussian(self, items: Any, *, side: Side = "document", batch_size: int = 32) -> tuple[Vectors, Vectors]:
+        """Things -> unit means and log-variances, both (N, E) float32, of a probabilistic model.
+
+        Raises:
+            ZooError: the model is not probabilistic. Others: as `encode`.
+        """
+        listed = to_items([items] if is_single(items) else list(items), None)
+        both = np.zeros((len(listed), 2 * self.dim), np.float32)
+        for rows, part in self.stream(listed, side=side, batch_size=batch_size, log_var=True):
+            both[rows] = part
+        return both[:, : self.dim], both[:, self.dim :]
+
     def encode_query(self, items: Any, **options: Any) -> Any:
         """`encode` with the prompt of queries."""
         return self.encode(items, side="query", **options)
@@ -145,6 +165,7 @@ class Embedder:
         batch_size: int = 32,
         names: Sequence[str] | None = None,
         on_bad: OnBad | None = None,
+        log_var: bool = False,
     ) -> Iterator[tuple[list[int], Vectors]]:
         """Positions and their vectors, batch by batch, in an order that saves padding.
 
@@ -155,6 +176,7 @@ class Embedder:
             names: of the items, for messages; default their positions.
             on_bad: called with the position and the error of an item that can't be used, which is then left out;
                 None = raise.
+            log_var: of probabilistic models: behind the E values of each vector their E log-variances, too.
         """
         if side not in _VIEWS:
             raise ZooError(f"side must be 'query' or 'document', not '{side}'")
@@ -171,7 +193,7 @@ class Embedder:
                 assert on_bad is not None  # without it, preparing raises
                 on_bad(row, error)
             if inputs is not None:
-                yield rows, self._vectors(inputs, [samples[row].id for row in rows])
+                yield rows, self._vectors(inputs, [samples[row].id for row in rows], log_var)
 
     def _prepared(
         self, samples: Sequence[Sample], rows: list[int], view: str, strict: bool
@@ -191,14 +213,22 @@ class Embedder:
                 bad.append((row, error))
         return good, self.processor([samples[row] for row in good]).views[view] if good else None, bad
 
-    def _encoded(self, inputs: Inputs) -> Tensor:
+    def _encoded(self, inputs: Inputs) -> Embedding:
+        """Vectors and log-variances on the CPU, fp32."""
         device = self.device
         self.module.eval()
         with torch.inference_mode():
-            return self.module.encode({key: value.to(device) for key, value in inputs.items()}).vector.float().cpu()
+            found = self.module.encode({key: value.to(device) for key, value in inputs.items()})
+        log_var = None if found.log_var is None else found.log_var.float().cpu()
+        return Embedding(found.vector.float().cpu(), log_var)
 
-    def _vectors(self, inputs: Inputs, names: list[str]) -> Vectors:
-        vectors = self._encoded(inputs)
+    def _vectors(self, inputs: Inputs, names: list[str], log_var: bool) -> Vectors:
+        found = self._encoded(inputs)
+        vectors = found.vector
+        if log_var:
+            if found.log_var is None:
+                raise ZooError(f"{self.name} gives vectors without variances: it is no probabilistic entry")
+            vectors = torch.cat([vectors, found.log_var], 1)
         finite = torch.isfinite(vectors).all(dim=1)
         if not finite.all():
             bad = [name for name, ok in zip(names, finite.tolist(), strict=True) if not ok]

@@ -9,6 +9,7 @@ import torch
 
 from zoo.errors import RecipeError
 from zoo.objectives.infonce import InfoNCE
+from zoo.objectives.temperature import Temperature
 from zoo.types import Embedding, Encoded
 
 
@@ -121,6 +122,24 @@ def test_rows_of_the_own_side_are_negatives_too(duplicates: str) -> None:
 def test_constant_embeddings_cost_the_log_of_the_batch() -> None:
     batch = encoded(unit(1, 8).expand(16, 8), unit(1, 8).expand(16, 8))
     assert InfoNCE()(batch, batch)["loss"].item() == pytest.approx(math.log(16), rel=1e-6)
+
+
+@pytest.mark.parametrize("learn", ["no", "log", "linear"])
+@pytest.mark.parametrize("start", [0.0, -0.07, math.nan, math.inf])
+def test_a_temperature_that_is_none_is_refused(learn: str, start: float) -> None:
+    with pytest.raises(RecipeError, match=r"the temperature is .*; it divides cosines, so set it above 0"):
+        InfoNCE(start, learn=learn)
+
+
+@pytest.mark.parametrize("largest", [0.0, -1.0, math.nan])
+def test_a_largest_scale_that_is_none_is_refused(largest: float) -> None:
+    with pytest.raises(RecipeError, match=r"max_scale is .*; set it above 0, or to null"):
+        Temperature(0.07, "log", largest)
+
+
+@pytest.mark.parametrize(("learn", "scale"), [("no", 1000.0), ("linear", 1000.0), ("log", 100.0)])
+def test_the_largest_scale_holds_the_logarithm_alone(learn: str, scale: float) -> None:
+    assert Temperature(0.001, learn)().item() == pytest.approx(scale)
 
 
 @pytest.mark.parametrize(("learn", "gradient"), [("log", True), ("linear", True), ("no", False)])

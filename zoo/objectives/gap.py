@@ -87,16 +87,10 @@ class ContrastiveGap(nn.Module, Objective):
                 total, pairs = potential(everyone, everyone, rows, columns, self.sharpness, self.duplicates)
         if not pairs:
             return mine * 0.0
-        return log_mean_share(mine, total, pairs, len(local.owners[rows]) / len(everyone.owners[rows]))
-
-
-def log_mean_share(mine: Tensor, total: Tensor, pairs: int, part: float) -> Tensor:
-    """This rank's share of log(total / pairs), where `mine` is what it added to `total` and `part` its part of the rows.
-
-    d log(total) is the sum over the ranks of d mine / total.
-    """
-    ratio = mine / total
-    return part * (total / pairs).log() + (ratio - ratio.detach())
+        part = len(local.owners[rows]) / len(everyone.owners[rows])
+        # d log(total) is the sum over the ranks of d mine / total
+        ratio = mine / total
+        return part * (total / pairs).log() + (ratio - ratio.detach())
 
 
 def squared_distances(local: Encoded, everyone: Encoded, rows: str, columns: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,15 +13,16 @@ from zoo.objectives.bottleneck import bottleneck
 from zoo.objectives.direction import Duplicates
 from zoo.objectives.match import Match
 from zoo.objectives.objective import Objective, share, view
-from zoo.objectives.own_pairs import own_pairs
-from zoo.objectives.siglip import SigLIP, answered_sums
-from zoo.objectives.temperature import Learn
+from zoo.objectives.own_pairs import OwnPairs, own_pairs
+from zoo.objectives.siglip import answered_sums
+from zoo.objectives.temperature import Learn, Temperature
 from zoo.similarity.distances import CSD, csd_sides
 from zoo.similarity.overlap import check_form, inclusion
 from zoo.similarity.similarity import gaussian
 from zoo.types import Embedding, Encoded
 
 LARGEST_INCLUSION = 100_000.0  # official code: a mean inclusion loss above this is dropped
+OFFICIAL_EPS = -10.0
 
 
 class ProLIP(nn.Module, Objective):
@@ -41,7 +43,7 @@ class ProLIP(nn.Module, Objective):
         inclusions: (the view that lies within, the view that contains it, weight). Official: pictures in texts 1e-7; each
             whole view in the view of the same kind in which three quarters of the parts are masked, 1e-3.
         inclusion_scale: c; 1000 is official, 10 that of LongProLIP.
-        eps: of the official form, see `zoo.similarity.overlap.inclusion` (official: -10; its training script: -20).
+        eps: of the official form, see `zoo.similarity.overlap.inclusion`; None = -10. The official training script has -20.
         vib: v.
         duplicates: what becomes of cells that are as right as the own one (see `SigLIP`); "keep" is official.
         form: "official" computes the inclusion and the KL as the official code does, with the logarithm of a variance in
@@ -66,19 +68,19 @@ class ProLIP(nn.Module, Objective):
         max_scale: float | None = 100.0,
         inclusions: Sequence[tuple[str, str, float]] = (("query", "target", 1e-7),),
         inclusion_scale: float = 1000.0,
-        eps: float = 0.0,
+        eps: float | None = None,
         vib: float = 1e-4,
         duplicates: Duplicates = "positive",
         form: Literal["exact", "official"] = "exact",
         views: tuple[str, str] = ("query", "target"),
     ) -> None:
         super().__init__()
-        check_form(form, eps)
-        answers = SigLIP(temperature, bias, learn, max_scale)
-        self.temperature, self.bias = answers.temperature, answers.bias
+        self.temperature = Temperature(temperature, learn, max_scale)
+        self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learn != "no")
         self.inclusions = [tuple(one) for one in inclusions]
         self.inclusion_scale = inclusion_scale
-        self.eps = eps
+        self.eps = (OFFICIAL_EPS if form == "official" else 0.0) if eps is None else eps
+        check_form(form, self.eps)
         self.vib = vib
         self.duplicates = duplicates
         self.form: Literal["exact", "official"] = form
@@ -117,18 +119,20 @@ class ProLIP(nn.Module, Objective):
     def _inclusion(self, local: Encoded, everyone: Encoded, inner: str, outer: str) -> Tensor:
         """This rank's share of the mean over pairs and coordinates."""
         pairs = own_pairs(local, everyone, inner, outer)
-        losses = self._inclusion_losses(local, inner, outer, pairs.left, pairs.right)
-        if self.form == "official":
-            whole = pairs if local is everyone else own_pairs(everyone, everyone, inner, outer)
-            found = losses if local is everyone else self._inclusion_losses(everyone, inner, outer, whole.left, whole.right)
-            if float(found.detach().mean()) > LARGEST_INCLUSION:
-                losses = losses.new_zeros(len(losses))
+        losses = self._inclusion_losses(local, inner, outer, pairs)
+        if self.form == "official" and self._exploded(everyone, inner, outer):
+            losses = torch.zeros_like(losses)
         return pairs.share(losses)
 
-    def _inclusion_losses(self, encoded: Encoded, inner: str, outer: str, left: Tensor, right: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _exploded(self, everyone: Encoded, inner: str, outer: str) -> bool:
+        pairs = own_pairs(everyone, everyone, inner, outer)
+        return float(self._inclusion_losses(everyone, inner, outer, pairs).mean()) > LARGEST_INCLUSION
+
+    def _inclusion_losses(self, encoded: Encoded, inner: str, outer: str, pairs: OwnPairs) -> Tensor:
         """(P,) mean over the coordinates."""
-        mean, log_var = (part[left] for part in gaussian(view(encoded, inner)))
-        other, other_log_var = (part[right] for part in gaussian(view(encoded, outer)))
+        mean, log_var = (part[pairs.left] for part in gaussian(view(encoded, inner)))
+        other, other_log_var = (part[pairs.right] for part in gaussian(view(encoded, outer)))
         forth = inclusion(mean, log_var, other, other_log_var, self.form, self.eps)
         back = inclusion(other, other_log_var, mean, log_var, self.form, self.eps)
         return F.softplus(-self.inclusion_scale * (forth - back)).mean(1)

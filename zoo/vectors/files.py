@@ -1,7 +1,8 @@
 """Files of vectors: what `zoo embed` writes and `zoo search` reads.
 
-A Parquet file with the columns `id`, `path`, `text` (null where a row has none) and `vector` (fixed-size list of
-float32), and in its metadata the facts without which vectors mean nothing: which model, weights, side and prompt.
+A Parquet file with the columns `id`, `path`, `text` (null where a row has none), `vector` (fixed-size list of float32) and, of
+probabilistic models, `log_var`; and in its metadata the facts without which vectors mean nothing: which model, weights, side
+and prompt.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ _FACTS = b"zoo"
 
 @dataclass(frozen=True)
 class VectorFile:
-    """All rows of a file. vectors: (N, E) float32; the lists have N entries; `facts` as written."""
+    """All rows of a file. vectors, and log_var of probabilistic models: (N, E) float32; the lists have N entries; `facts` as
+    written.
+    """
 
     ids: Sequence[str]
     paths: Sequence[str | None]
     texts: Sequence[str | None]
     vectors: Vectors
     facts: Mapping[str, Any]
+    log_var: Vectors | None = None
 
 
 def table_of(
@@ -43,17 +47,20 @@ def table_of(
     texts: Sequence[str | None],
     vectors: Vectors,
     facts: Mapping[str, Any],
+    log_var: Vectors | None = None,
 ) -> pa.Table:
     """Rows as a table in the layout of this module."""
     import pyarrow as pa
 
-    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
     columns = {
         "id": pa.array(ids, pa.string()),
         "path": pa.array(paths, pa.string()),
         "text": pa.array(texts, pa.string()),
-        "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
     }
+    for name, values in (("vector", vectors), ("log_var", log_var)):
+        if values is not None:
+            flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     return pa.table(columns).replace_schema_metadata({_FACTS: json.dumps(dict(facts))})
 
 
@@ -82,11 +89,17 @@ def read_vectors(path: Path) -> VectorFile:
         table = pq.read_table(path).combine_chunks()
     except (OSError, ValueError) as error:
         raise ZooError(f"{path} is damaged: {error}") from error
-    column = table.column("vector")
-    values = column.combine_chunks().flatten().to_numpy() if len(table) else np.zeros(0, np.float32)
-    vectors = values.reshape(len(table), column.type.list_size)
+    vectors = _matrix(table, "vector")
+    log_var = _matrix(table, "log_var") if "log_var" in table.column_names else None
     ids, paths, texts = (table.column(name).to_pylist() for name in ("id", "path", "text"))
-    return VectorFile(ids, paths, texts, vectors, facts)
+    return VectorFile(ids, paths, texts, vectors, facts, log_var)
+
+
+def _matrix(table: pa.Table, name: str) -> Vectors:
+    column = table.column(name)
+    values = column.combine_chunks().flatten().to_numpy() if len(table) else np.zeros(0, np.float32)
+    matrix: Vectors = values.reshape(len(table), column.type.list_size)
+    return matrix
 
 
 def write_vectors(path: Path, tables: Iterable[pa.Table]) -> int:

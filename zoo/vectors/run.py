@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.embedder import Embedder, Side, vector_settings
-from zoo.errors import SampleError
+from zoo.errors import SampleError, ZooError
 from zoo.progress import counting
 from zoo.vectors.files import table_of
 from zoo.vectors.rows import Row, Rows
@@ -57,6 +57,8 @@ def embed_rows(
     Raises:
         SampleError: in strict mode; ZooError: `out` is of another run, no space left, no usable row.
     """
+    if out.suffix == ".npy" and embedder.probabilistic:
+        raise ZooError(f"{out}: {embedder.name} gives variances, too, which .npy has no place for; write .parquet")
     facts = facts_of(embedder, side) | {"settings": settings or {}, "input": rows.fingerprint}
     shards = Shards(out, facts, len(rows), earlier)
     if shards.complete:
@@ -103,19 +105,22 @@ def _embedded(
         if row.error:
             refuse(position, f"row {row.number}: {row.error}")
     usable = [position for position, row in enumerate(part) if not row.error]
-    vectors = np.zeros((len(part), embedder.dim), np.float32)
+    dim, both = embedder.dim, embedder.probabilistic
+    vectors = np.zeros((len(part), 2 * dim if both else dim), np.float32)
     stream = embedder.stream(
         [part[p].item for p in usable],
         side=side,
         batch_size=batch_size,
         names=[f"row {part[p].number} '{part[p].id}'" for p in usable],
         on_bad=lambda i, error: refuse(usable[i], error),
+        log_var=both,
     )
     for found, values in stream:
         vectors[[usable[i] for i in found]] = values
         advance(len(found))
     good = [p for p in range(len(part)) if p not in bad]
     kept = [part[p] for p in good]
-    table = table_of([r.id for r in kept], [r.path for r in kept], [r.text for r in kept], vectors[good], facts)
+    means, log_var = vectors[good, :dim], vectors[good, dim:] if both else None
+    table = table_of([r.id for r in kept], [r.path for r in kept], [r.text for r in kept], means, facts, log_var)
     records = [{"row": part[p].number, "id": part[p].id, "path": part[p].path, "error": bad[p]} for p in sorted(bad)]
     return table, records
