@@ -229,9 +229,11 @@ def _from_bundle(bundle: Bundle, *, name: str | None = None, card: Any = None, w
     name = name or bundle.name
     if not weights:
         return Embedder(build_model(recipe["model"], name), recipe, name=name, weights=None)
-    module = _built_quietly(recipe["model"], name)
-    source = _fill(module, bundle.state(), str(bundle.folder))
-    module.check_elsewhere(bundle.manifest.get("kept_elsewhere", {}), f"the bundle '{name}'")
+    elsewhere = bundle.manifest.get("kept_elsewhere", {})
+    with _default_dtype(torch.float32 if elsewhere else torch.get_default_dtype()):  # digests are those of fp32 weights
+        module = _built_quietly(recipe["model"], name)
+        source = _fill(module, bundle.state(), str(bundle.folder))
+    module.check_elsewhere(elsewhere, f"the bundle '{name}'")
     return Embedder(module, recipe, name=name, weights=source)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Self
 
@@ -113,14 +113,15 @@ class EmbeddingModule(LightningModule):
     # ---- fitting ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Freeze, and read pretrained weights where fitting starts (a checkpoint, restored later, overrides them)."""
+        """Freeze, and read pretrained weights where fitting starts (a checkpoint, restored later, overrides them); in the other
+        stages read what no checkpoint holds.
+        """
         if stage != "fit":
+            _read_pretrained(self.get_submodule(name) for name in self.kept_elsewhere())
             return
         if self.objective is None:
             raise RecipeError(f"{type(self).__name__} has no objective; fitting needs one (model.init_args.objective)")
-        for part in self.modules():
-            if getattr(part, "pretrained", None) is not None:  # timm's models have a `load_pretrained` of their own
-                part.load_pretrained()  # type: ignore[operator]
+        _read_pretrained(self.modules())
         self.apply_freeze()
 
     def apply_freeze(self) -> None:
@@ -258,6 +259,12 @@ class EmbeddingModule(LightningModule):
 
 
 _PARTS = tuple(part.name for part in fields(Embedding))
+
+
+def _read_pretrained(parts: Iterable[nn.Module]) -> None:
+    for part in parts:
+        if getattr(part, "pretrained", None) is not None:  # timm's models have a `load_pretrained` of their own
+            part.load_pretrained()  # type: ignore[operator]
 
 
 def _checkpointed(module: EmbeddingModule, chunk: Inputs) -> Embedding:

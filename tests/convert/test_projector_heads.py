@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.convert.projector_heads import fusemix, sail
+from zoo.convert.projector_heads import freeze_align, fusemix, sail
 from zoo.convert.transformers_folder import Checkpoint
 from zoo.errors import WeightsError
-from zoo.nn.latent_heads import InvertedBottleneck, StarMlp
+from zoo.nn.latent_heads import InvertedBottleneck, StarMlp, TokensAndPooled, TokensThenMlp
+from zoo.nn.towers import States
 
 
 class OfficialBlock(nn.Module):
@@ -54,6 +55,7 @@ def test_sail() -> None:
             for n, s in {"f1": (width, 8 * width), "f2": (width, 8 * width), "g": (8 * width, 5)}.items()
         }
         tensors |= {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+        tensors[f"{side}_mapping_network.f2.weight"] *= 5e3  # beyond the clamp
     state = sail(Checkpoint(tensors))
     assert state.pop("objective.temperature.parameter").shape == () and state.pop("objective.bias").item() == -9.5
     head = StarMlp(6, 5)
@@ -64,8 +66,53 @@ def test_sail() -> None:
         seen @ tensors[f"vision_mapping_network.{n}.weight"].T + tensors[f"vision_mapping_network.{n}.bias"]
         for n in ("f1", "f2")
     )
+    f1, f2 = f1.clamp(-1e3, 1e3), f2.clamp(-1e3, 1e3)
     g = (f1.clamp(0, 6) * f2) @ tensors["vision_mapping_network.g.weight"].T + tensors["vision_mapping_network.g.bias"]
-    torch.testing.assert_close(head(x), g.clamp(-1e3, 1e3))
+    torch.testing.assert_close(head(x), g)
+
+
+class OfficialPatch(nn.Module):
+    """Linear and non-linear in parallel, named as in mayug/freeze-align."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.linear_projection = nn.Sequential(nn.Linear(width, dim))
+        self.non_linear_projection = nn.Sequential(nn.Linear(width, dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear_projection(x) + self.non_linear_projection(x)
+
+
+class OfficialHead(nn.Module):
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.projection, self.fc = nn.Linear(width, dim), nn.Linear(dim, dim)
+        self.layer_norm = nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        projected = self.projection(x)
+        return self.layer_norm(self.fc(nn.functional.gelu(projected)) + projected)
+
+
+def test_freeze_align() -> None:
+    torch.manual_seed(0)
+    official = {
+        name: nn.Sequential(nn.LayerNorm(width), nn.Dropout(0.1), OfficialPatch(width, 5)).eval()
+        for name, width in (("local_vision_proj", 6), ("cls_vision_proj", 6), ("local_text_proj", 4))
+    } | {"text_proj": OfficialHead(5, 5)}
+    tensors = {f"{name}.{key}": value for name, part in official.items() for key, value in part.state_dict().items()}
+    others = {"visual_encoder.x.weight": torch.zeros(2), "text_encoder.y": torch.zeros(1), "temp": torch.tensor(0.05)}
+    state = freeze_align(Checkpoint(tensors | others))
+    assert state.pop("objective.temperature.parameter").exp().item() == pytest.approx(20, rel=1e-6)
+    image, text = TokensAndPooled(6, 5, prefix=1).eval(), TokensThenMlp(4, 5).eval()
+    image.load_state_dict(own(state, "image"))
+    text.load_state_dict(own(state, "text"))
+    tokens, words, mask = torch.randn(3, 4, 6), torch.randn(3, 2, 4), torch.tensor([[1, 1], [1, 0], [1, 1]])
+    patches = official["local_vision_proj"](tokens)[:, 1:].mean(1)
+    expected = patches + official["cls_vision_proj"](tokens[:, 0])
+    torch.testing.assert_close(image(States(tokens[:, 0], tokens)), expected)
+    mean = (official["local_text_proj"](words) * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+    torch.testing.assert_close(text(States(words[:, 0], words, mask)), official["text_proj"](mean))
 
 
 def test_another_system_is_refused() -> None:

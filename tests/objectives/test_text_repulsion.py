@@ -81,7 +81,7 @@ def test_a_perfect_pair_costs_nothing_and_its_gradient_is_finite() -> None:
 
 
 def test_no_wrong_text_costs_nothing() -> None:
-    assert float(TextRepulsion()(encoded(1), encoded(1))["loss"]) == 0.0
+    assert TextRepulsion()(encoded(1), encoded(1))["loss"].item() == 0.0
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 
 import zoo
 from zoo import catalog
+from zoo.bundle import read_bundle
+from zoo.weights import packaged
 
 ROOT = Path(zoo.__file__).parent.parent
 needs_checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="there is no source to build from")
@@ -37,10 +39,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def run_in(site: Path, code: str) -> str:
+def run_in(site: Path, code: str, timeout: int = 120) -> str:
     """Output of `code` where the unpacked wheel comes first and the checkout is not the working folder."""
     program = f"import sys; sys.path.insert(0, {str(site)!r})\n{code}"
-    run = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd=site, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd=site, timeout=timeout
+    )
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -62,6 +66,25 @@ def test_the_wheel_holds_data_runtime_licence_and_types(site: Path) -> None:
     for name in ("data/packaged/emoji.parquet", "_exports/python/embed.py", "py.typed"):
         assert (site / "zoo" / name).is_file(), name
     assert list(site.glob("*.dist-info/licenses/LICENSE"))
+
+
+@needs_checkout
+def test_the_wheel_holds_the_packaged_bundles(site: Path) -> None:
+    """Reading one compares the digest of every file."""
+    assert {folder.name for folder in (site / "zoo" / "bundles").iterdir()} == set(packaged())
+    for name in packaged():
+        written = sorted(read_bundle(site / "zoo" / "bundles" / name).folder.iterdir())
+        assert [file.name for file in written] == sorted(file.name for file in (ROOT / "zoo/bundles" / name).iterdir())
+
+
+@needs_checkout
+def test_the_wheel_loads_a_packaged_bundle(site: Path) -> None:
+    code = (
+        "import zoo; m = zoo.load('clip-emoji', device='cpu')\n"
+        "assert zoo.__file__.startswith(sys.path[0]) and m.weights.startswith(sys.path[0])\n"
+        "print(m.encode('a dog').shape)"
+    )
+    assert run_in(site, code, timeout=600) == "(256,)\n"
 
 
 @needs_checkout

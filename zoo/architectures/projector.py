@@ -67,6 +67,8 @@ class Projector(EmbeddingModule):
             )
         if missing := sorted(set(tokens) - set(encoders)):
             raise RecipeError(f"`tokens` names {missing}, for which there is no encoder")
+        if blind := [name for name, head in heads.items() if isinstance(head, StatesHead) and name not in tokens]:
+            raise RecipeError(f"the heads of {blind} look at tokens: name these modalities in `tokens`, too")
         self.encoders = nn.ModuleDict(encoders).requires_grad_(False)  # type: ignore[arg-type]  # encoders are modules
         self.heads = nn.ModuleDict(heads)  # type: ignore[arg-type]
         self.mixing = mixing

@@ -42,6 +42,9 @@ class ZooCLI(LightningCLI):
         parser.add_argument("--card", type=dict, default={}, help="what `zoo show` prints")
         parser.add_argument("--run_dir", type=str, default="", help="where this run writes (default: runs/RECIPE)")
         parser.add_argument("--start", type=str, default="", help="what fitting starts from, as zoo.load takes it")
+        parser.add_argument(
+            "--start_fresh", type=list[str], default=[], help="parts that `start` lacks and that are new"
+        )
         parser.add_lightning_class_args(RetrievalEvaluation, "evaluation")
         parser.add_lightning_class_args(History, "history")
         parser.add_lightning_class_args(Report, "report")
@@ -107,7 +110,7 @@ class ZooCLI(LightningCLI):
             from zoo.loading import load
             from zoo.nn.adapters import start_from
 
-            start_from(self.model, load(settings.start, device="cpu").module, settings.start)
+            start_from(self.model, load(settings.start, device="cpu").module, settings.start, settings.start_fresh)
 
     def before_validate(self) -> None:
         """Without --ckpt_path: measure the released weights of the recipe."""

@@ -1,11 +1,13 @@
 """Official checkpoints of trained heads -> state of a `Projector`; the frozen encoders are not in them.
 
-Sources: layer6ai-labs/fusemix (`vis_proj.*`, `text_proj.*`, `temp`) and lezhang7/SAIL (`*_mapping_network.*`,
-`*_layer_norm.*`, `logit_scale`, `logit_bias`, with or without a `state_dict` around them).
+Sources: layer6ai-labs/fusemix (`vis_proj.*`, `text_proj.*`, `temp`), lezhang7/SAIL (`*_mapping_network.*`, `*_layer_norm.*`,
+`logit_scale`, `logit_bias`, with or without a `state_dict` around them) and mayug/freeze-align (`local_vision_proj.*`,
+`cls_vision_proj.*`, `local_text_proj.*`, `text_proj.*`, `temp`, beside the encoders).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from zoo.convert.transformers_folder import Checkpoint
@@ -21,6 +23,19 @@ _SAIL = {
     "text_mapping_network.": "heads.text.",
     "vision_layer_norm.": "heads.image.norm.",
     "text_layer_norm.": "heads.text.norm.",
+}
+_FREEZE_ALIGN = {
+    f"{theirs}.{layer}": f"{ours}.{name}"
+    for theirs, ours in (
+        ("local_vision_proj", "heads.image.tokens"),
+        ("cls_vision_proj", "heads.image.pooled"),
+        ("local_text_proj", "heads.text.tokens"),
+    )
+    for layer, name in (("0.", "norm."), ("2.linear_projection.0.", "linear."), ("2.non_linear_projection.", "mlp."))
+} | {
+    "text_proj.projection.": "heads.text.projection.",
+    "text_proj.fc.": "heads.text.fc.",
+    "text_proj.layer_norm.": "heads.text.norm.",
 }
 
 
@@ -38,6 +53,16 @@ def sail(checkpoint: Checkpoint) -> dict[str, Tensor]:
     for key, ours in (("logit_scale", _SCALE), ("logit_bias", _BIAS)):
         if key in checkpoint.tensors:
             state[ours] = checkpoint.tensors[key].reshape(())
+    return state
+
+
+def freeze_align(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Heads of freeze-align for `TokensAndPooled` and `TokensThenMlp` (projections "patch" and "mlp")."""
+    encoders = ("visual_encoder.", "text_encoder.")
+    heads = {key: value for key, value in checkpoint.tensors.items() if not key.startswith(encoders)}
+    state = _renamed(replace(checkpoint, tensors=heads), _FREEZE_ALIGN, ("temp",))
+    if "temp" in heads:
+        state[_SCALE] = -heads["temp"].log().reshape(())
     return state
 
 

@@ -110,17 +110,23 @@ def beneath_adapters(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dic
     return placed, kept
 
 
-def start_from(model: nn.Module, other: nn.Module, source: str) -> None:
+def start_from(model: nn.Module, other: nn.Module, source: str, fresh: Sequence[str] = ()) -> None:
     """Give `model` the weights of `other`, from which a further stage of training starts (ABC's second stage).
 
     The adapters of `other` become part of its weights, in place; those of `model` stay fresh, so both give the same
-    vectors afterwards. The two must agree in everything else.
+    vectors afterwards. The two must agree in everything else, except for parts named in `fresh`, which `other` lacks: they
+    stay as they are (the head of a modality that is added to a trained space).
 
     Raises:
-        WeightsError: they do not; `source` names `other` in the message.
+        WeightsError: they do not agree; `source` names `other` in the message. RecipeError: `fresh` names no part.
     """
     from zoo.weights import load_strictly
 
     merge_adapters(other)
     state, kept = beneath_adapters(other.state_dict(), model)
+    for name in fresh:
+        new = {key for key in model.state_dict() if key == name or key.startswith(f"{name}.")}
+        if not new:
+            raise RecipeError(f"`start_fresh` names '{name}', but the model has no such part")
+        kept |= new
     load_strictly(model, state, source, kept)

@@ -50,10 +50,11 @@ class _Residual(nn.Module):
 
 
 class StarMlp(nn.Module, Head):
-    """g(ReLU6(f1 LN(x)) * f2 LN(x)), clamped (SAIL, arXiv:2412.04616; official code).
+    """g(ReLU6(f1 LN(x)) * f2 LN(x)), f1 and f2 clamped (SAIL, arXiv:2412.04616; official code).
 
     Args:
-        width: D. dim: E (official: 1024). expansion: inner width / D (official: 8). clamp: largest value (official: 1e3).
+        width: D. dim: E (official: 1024). expansion: inner width / D (official: 8). clamp: largest value of f1 and f2
+            (official: 1e3).
     """
 
     def __init__(self, width: int, dim: int, expansion: int = 8, clamp: float = 1e3) -> None:
@@ -66,8 +67,9 @@ class StarMlp(nn.Module, Head):
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, D) -> (R, E)."""
         x = self.norm(pooled)
-        out: Tensor = self.g(F.relu6(self.f1(x)) * self.f2(x))
-        return out.clamp(-self.clamp, self.clamp)
+        first, second = (f(x).clamp(-self.clamp, self.clamp) for f in (self.f1, self.f2))
+        out: Tensor = self.g(F.relu6(first) * second)
+        return out
 
 
 class TokensAndPooled(StatesHead):
@@ -76,18 +78,22 @@ class TokensAndPooled(StatesHead):
 
     Args:
         width: D. dim: E. dropout: before the projectors (official: 0.1).
+        prefix: tokens at the beginning that are no patches and left out of the mean (1 for the class token of DINOv2).
     """
 
-    def __init__(self, width: int, dim: int, dropout: float = 0.1) -> None:
+    def __init__(self, width: int, dim: int, dropout: float = 0.1, prefix: int = 0) -> None:
         super().__init__()
+        self.prefix = prefix
         self.tokens, self.pooled = ParallelProjector(width, dim, dropout), ParallelProjector(width, dim, dropout)
 
     def forward(self, states: States) -> Tensor:
-        return masked_mean(self.tokens(states.tokens), states.mask) + self.pooled(states.pooled)
+        patches = states.tokens[:, self.prefix :]
+        mask = None if states.mask is None else states.mask[:, self.prefix :]
+        return masked_mean(self.tokens(patches), mask) + self.pooled(states.pooled)
 
 
 class TokensThenMlp(StatesHead):
-    """The mean of projected tokens, then a residual MLP (freeze-align's text side; official code).
+    """The mean of projected tokens, then y = W1 mean, LN(y + Dropout(W2 GELU(y))) (freeze-align's text side; official code).
 
     Args:
         width: D. dim: E. dropout: official 0.1.
@@ -96,12 +102,12 @@ class TokensThenMlp(StatesHead):
     def __init__(self, width: int, dim: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.tokens = ParallelProjector(width, dim, dropout)
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.Dropout(dropout))
-        self.norm = nn.LayerNorm(dim)
+        self.projection, self.fc = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.drop, self.norm = nn.Dropout(dropout), nn.LayerNorm(dim)
 
     def forward(self, states: States) -> Tensor:
-        mean = masked_mean(self.tokens(states.tokens), states.mask)
-        out: Tensor = self.norm(mean + self.mlp(mean))
+        projected = self.projection(masked_mean(self.tokens(states.tokens), states.mask))
+        out: Tensor = self.norm(projected + self.drop(self.fc(F.gelu(projected))))
         return out
 
 
@@ -126,26 +132,35 @@ class UniversalProjection(nn.Module):
     arXiv:2409.11059).
 
     Formula:
-        y = x + Layer(LN(x + m)), m = LN(W3 GELU(W2 GELU(W1 t_m))), t_m a learned token of 3 values for each modality
-        (official widths: 64, 128, E)
+        y = x + m + Layer(LN(x + m)), m = LN(W3 ReLU(W2 ReLU(W1 t_m))), t_m a learned token of 3 values for each modality
+        (official code; its widths are 64, 128, E)
 
     Args:
-        dim: E. modalities: their names. heads: attention heads (official: 4; with one vector per item, attention sees
-            that vector alone). token: width of t_m.
+        dim: E. modalities: their names. heads: attention heads (official: 4; here there is one vector per item, where the
+            official code has all tokens and takes their mean afterwards). token: width of t_m. hidden: inner width of the
+            layer (official: 2048). dropout: in the layer (official: 0.1).
     """
 
-    def __init__(self, dim: int, modalities: list[str], heads: int = 4, token: int = 3) -> None:
+    def __init__(
+        self,
+        dim: int,
+        modalities: list[str],
+        heads: int = 4,
+        token: int = 3,
+        hidden: int = 2048,
+        dropout: float = 0.1,
+    ) -> None:
         super().__init__()
         self.modality = nn.ParameterDict({name: nn.Parameter(torch.randn(token)) for name in modalities})
-        layers: list[nn.Module] = [nn.Linear(token, 64), nn.GELU(), nn.Linear(64, 128), nn.GELU(), nn.Linear(128, dim)]
+        layers: list[nn.Module] = [nn.Linear(token, 64), nn.ReLU(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, dim)]
         self.told = nn.Sequential(*layers, nn.LayerNorm(dim))
         self.norm = nn.LayerNorm(dim)
-        self.layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout=0.0, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(dim, heads, hidden, dropout, batch_first=True)
 
     def forward(self, vectors: Tensor, modality: str) -> Tensor:
         """(R, E) of one modality -> (R, E)."""
-        seen = self.norm(vectors + self.told(self.modality[modality]))
-        out: Tensor = vectors + self.layer(seen[:, None])[:, 0]
+        told = vectors + self.told(self.modality[modality])
+        out: Tensor = told + self.layer(self.norm(told)[:, None])[:, 0]
         return out
 
 

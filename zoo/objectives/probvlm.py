@@ -79,7 +79,7 @@ class ProbVLM(nn.Module, Objective):
         return pairs.share(self._losses(local, adapted, frozen, pairs.left, pairs.right))
 
     def _losses(self, local: Encoded, adapted: str, frozen: str, rows: Tensor, others: Tensor) -> Tensor:
-        """l (P,) of the rows `rows` of `adapted`, given the rows `others` of `frozen`."""
+        """Losses (P,) of the rows `rows` of `adapted`, given the rows `others` of `frozen`."""
         mean, log_var = (values[rows] for values in gaussian(view(local, adapted)))
         log_shape = _part(local, adapted, "log_shape")[rows]
         residual = mean - _part(local, frozen, "given").detach()[others]

@@ -20,8 +20,8 @@ class Temperature(nn.Module):
         start: the temperature to begin with.
         learn: "no"; "log" = log(1/temperature) is the parameter, as in CLIP; "linear" = the temperature itself (ALBEF, ABC).
         max_scale: for "log", the scale is held at or below this (CLIP: 100); None = free. SigLIP's released weights exceed
-            100. It does not act on "no", whose scale is 1/start whatever that is, nor on "linear", as in ALBEF and ABC: there
-            nothing holds the parameter.
+            100. It does not act on "no", whose scale is 1/start whatever that is, nor on "linear", where nothing holds
+            the parameter.
 
     Raises:
         RecipeError: a temperature or a largest scale that is not a positive number.

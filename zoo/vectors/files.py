@@ -1,8 +1,8 @@
 """Files of vectors: what `zoo embed` writes and `zoo search` reads.
 
-A Parquet file with the columns `id`, `path`, `text` (null where a row has none), `vector` (fixed-size list of float32) and, of
-probabilistic models, `log_var`; and in its metadata the facts without which vectors mean nothing: which model, weights, side
-and prompt.
+A Parquet file with the columns `id`, `path`, `text` (null where a row has none), `vector` (fixed-size list of float32) and,
+of probabilistic models, `log_var`; and in its metadata the facts without which vectors mean nothing: which model, weights,
+side and prompt.
 """
 
 from __future__ import annotations

@@ -27,9 +27,12 @@ RETRIEVAL_METRICS = ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
 ANSWER_METRICS = ("precision@1", "recall@5", "recall@10", "mrr", "ndcg@10")
 CLASS_METRICS = ("precision@1",)
 CLASSES = ("group", "subgroup")
+MANY_METRICS = ("map@r", "r_precision", "recall@1", "recall@10")
 TASKS = (
     "text_to_image",
     "image_to_text",
+    "tag_to_image",
+    "image_to_tag",
     *CLASSES,
     "style",
     "instructions",
@@ -44,6 +47,9 @@ class EmojiTasks(TaskSource):
 
     text_to_image     names -> drawings, one task per language; every drawing of every emoji of that name is relevant
     image_to_text     drawings -> the distinct names of the split, one task per language
+    tag_to_image      keywords -> drawings, one task per language; right are all drawings of all emoji that have the keyword,
+                      so most queries have many right answers
+    image_to_tag      drawings -> all keywords of the split, of which several are right
     group, subgroup   drawings -> the names of the categories (zero-shot classification)
     style             drawings of the first style -> drawings of the second; the same emoji is relevant
     instructions      drawing + question -> all answers of the split to all questions: who overhears the question is
@@ -98,6 +104,9 @@ class EmojiTasks(TaskSource):
         elif kind == "image_to_text":
             for language in self.languages:
                 yield image_to_text(self.emoji, self.styles, language, self.instructions.get(kind))
+        elif kind in ("tag_to_image", "image_to_tag"):
+            for language in self.languages:
+                yield tags(self.emoji, self.styles, language, kind)
         elif kind == "style":
             yield other_style(self.emoji, self.styles)
         elif kind == "instructions":
@@ -147,6 +156,23 @@ def image_to_text(
         [one.names[language] for one, _ in pictures],
         metrics=RETRIEVAL_METRICS,
     )
+
+
+def tags(emoji: Sequence[Emoji], styles: Sequence[str], language: str, kind: str) -> RetrievalTask:
+    """Keywords -> drawings, or drawings -> keywords: many to many. Toned emoji are left out: no keyword tells the tone."""
+    plain = [one for one in emoji if one.tone is None and one.tags[language]]
+    pictures = _pictures(plain, styles)
+    words = list(dict.fromkeys(tag for one in plain for tag in one.tags[language]))
+    place = {word: number for number, word in enumerate(words)}
+    has = [sorted({place[tag] for tag in one.tags[language]}) for one, _ in pictures]
+    drawings, texts = [drawing(one, style) for one, style in pictures], [Item(text=word) for word in words]
+    if kind == "image_to_tag":
+        return RetrievalTask(f"{kind}[{language}]", drawings, texts, has, metrics=MANY_METRICS)
+    shown: list[list[int]] = [[] for _ in words]
+    for picture, numbers in enumerate(has):
+        for number in numbers:
+            shown[number].append(picture)
+    return RetrievalTask(f"{kind}[{language}]", texts, drawings, shown, metrics=MANY_METRICS)
 
 
 def classification(emoji: Sequence[Emoji], styles: Sequence[str], kind: str) -> RetrievalTask:

@@ -26,7 +26,6 @@ MOST_BYTES = {"picture": 1 << 28, "caption": 1 << 24}
 """Larger members are left out (ours): they would be read into memory as a whole."""
 
 
-
 class WebDataset(Source):
     """Training pairs of a picture and its caption from tar shards, in any order.
 

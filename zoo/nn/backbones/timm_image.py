@@ -80,7 +80,9 @@ def _timm_state(name: str) -> dict[str, Tensor]:
 
     if not timm.is_model_pretrained(name):
         known = timm.list_models(pretrained=True)
-        raise UnknownNameError("timm model with released weights:", name, known, "(pretrained: null starts from random)")
+        raise UnknownNameError(
+            "timm model with released weights:", name, known, "(pretrained: null starts from random)"
+        )
     try:
         with torch.random.fork_rng(devices=[]):
             state: dict[str, Tensor] = timm.create_model(name, pretrained=True, num_classes=0).state_dict()

@@ -63,7 +63,7 @@ class TransformersText(nn.Module, TextTower):
 
 
 def _settings(kind: str, given: dict[str, Any]) -> Any:
-    """The configuration of a kind of model. Transformers takes any field and goes on with its defaults; here it must be one."""
+    """The configuration of a kind of model. Transformers takes any field and goes on with its defaults; that is refused."""
     from transformers import CONFIG_MAPPING
 
     if kind not in CONFIG_MAPPING:
