@@ -113,8 +113,9 @@ class EmbeddingModule(LightningModule):
     # ---- fitting ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Freeze, and read pretrained weights where fitting starts (a checkpoint, restored later, overrides them); in the other
-        stages read what no checkpoint holds.
+        """Freeze, and read pretrained weights where fitting starts (a checkpoint, restored later, overrides them).
+
+        In the other stages read what no checkpoint holds.
         """
         if stage != "fit":
             _read_pretrained(self.get_submodule(name) for name in self.kept_elsewhere())
