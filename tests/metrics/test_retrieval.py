@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics.functional import retrieval as reference
 
 from zoo.errors import UnknownNameError
-from zoo.metrics.ranking import rank
+from zoo.metrics.ranking import rank, rank_scores
 from zoo.metrics.retrieval import chance, measure, retrieval_metrics, standard_errors, summary
 from zoo.types import Item, RetrievalTask
 
@@ -204,3 +204,22 @@ def test_unknown_metric(metric: str) -> None:
 def test_unknown_way_to_count_ties() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'wrong'"):
         retrieval_metrics(*scored(1.0), [[0]], ties="wrogn")
+
+
+@pytest.mark.parametrize("levels", [2, 4, 1000])
+def test_many_right_answers_are_the_mean_over_all_orders(levels: int) -> None:
+    """mAP@R and R-precision of five candidates, against every order that respects the scores."""
+    generator = torch.Generator().manual_seed(levels)
+    scores = torch.randint(levels, (8, 5), generator=generator).float()
+    relevant = [sorted(torch.randperm(5, generator=generator)[: 1 + i % 4].tolist()) for i in range(8)]
+    found = measure(rank_scores(lambda rows: scores[rows], (8, 5), relevant), ("map@r", "r_precision"))
+    for i, right in enumerate(relevant):
+        values = []
+        for order in itertools.permutations(range(5)):
+            if all(scores[i, a] >= scores[i, b] for a, b in itertools.pairwise(order)):
+                hits = [candidate in right for candidate in order[: len(right)]]
+                average = sum(sum(hits[: p + 1]) / (p + 1) for p, hit in enumerate(hits) if hit) / len(right)
+                values.append((average, sum(hits) / len(right)))
+        expected = torch.tensor(values, dtype=torch.float64).mean(0)
+        assert found["map@r"][i].item() == pytest.approx(expected[0].item(), abs=1e-9)
+        assert found["r_precision"][i].item() == pytest.approx(expected[1].item(), abs=1e-9)

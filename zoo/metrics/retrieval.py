@@ -5,6 +5,9 @@ Names:
     precision@k: share of the first k that is relevant; `precision@1` over a query's own list is MMEB's score.
     mrr, mrr@k: 1 / position of the first relevant one.
     ndcg, ndcg@k: binary gains, discount 1 / log2(position + 1).
+    r_precision: share of relevant ones among the first R, R = how many are relevant.
+    map@r: mean over the first R positions of precision at the position where that is a relevant one's, else 0
+        (arXiv:2003.08505, equation 7); for several right answers, as in ECCV Caption.
     mean_rank, median_rank: position of the first relevant one.
 
 Ties, for every metric:
@@ -31,10 +34,21 @@ from zoo.types import RetrievalTask
 
 Ties = Literal["expected", "wrong", "right"]
 
-KNOWN = ("recall@10", "precision@1", "mrr", "mrr@10", "ndcg", "ndcg@10", "mean_rank", "median_rank")
+KNOWN = (
+    "recall@10",
+    "precision@1",
+    "mrr",
+    "mrr@10",
+    "ndcg",
+    "ndcg@10",
+    "map@r",
+    "r_precision",
+    "mean_rank",
+    "median_rank",
+)
 """One example of every kind of name."""
 
-_NAME = re.compile(r"(recall|precision|mrr|ndcg)@([1-9]\d*)|(mrr|ndcg|mean_rank|median_rank)")
+_NAME = re.compile(r"(recall|precision|mrr|ndcg)@([1-9]\d*)|(mrr|ndcg|mean_rank|median_rank|r_precision|map@r)")
 
 
 def retrieval_metrics(
@@ -125,7 +139,11 @@ def _one(ranks: Ranks, kind: str, k: int | None) -> Tensor:
         return _ndcg(ranks, k)
     if kind == "precision":
         assert k is not None  # the pattern of names has no bare `precision`
-        return _precision(ranks, k)
+        return _precision(ranks, torch.full((len(ranks.mask),), k))
+    if kind == "r_precision":
+        return _precision(ranks, ranks.mask.sum(1))
+    if kind == "map@r":
+        return _map_at_r(ranks)
     above, tied, relevant = _first(ranks)
     if kind == "recall":
         assert k is not None
@@ -168,10 +186,29 @@ def _mrr(above: Tensor, tied: Tensor, relevant: Tensor, k: int | None) -> Tensor
     return result
 
 
-def _precision(ranks: Ranks, k: int) -> Tensor:
-    """Each relevant candidate is among the first k with the share of its group that fits there."""
-    fitting = torch.minimum((k - ranks.above).clamp(min=0), ranks.tied)
+def _precision(ranks: Ranks, k: Tensor) -> Tensor:
+    """Each relevant candidate is among the first k (Q,) with the share of its group that fits there."""
+    fitting = torch.minimum((k[:, None] - ranks.above).clamp(min=0), ranks.tied)
     return (fitting / ranks.tied.clamp(min=1).double() * ranks.mask).sum(1) / k
+
+
+def _map_at_r(ranks: Ranks) -> Tensor:
+    """Sum over the positions p <= R of P(a relevant one stands there) E(precision at p | it does) / R.
+
+    Of a group of m tied candidates, r of them relevant, behind a others, h of them relevant, position a + i holds a relevant
+    one with probability r / m, and then h + 1 + (i - 1) (r - 1) / (m - 1) relevant ones stand up to it.
+    """
+    count = ranks.mask.sum(1)
+    hidden = ranks.above.masked_fill(~ranks.mask, torch.iinfo(torch.int64).max)
+    ahead = torch.searchsorted(hidden.sort(1).values, hidden).double()
+    m, r, a = (t.clamp(min=1).double() for t in (ranks.tied, ranks.tied_relevant, ranks.above + 1))
+    a = a - 1
+    total = torch.zeros(hidden.shape, dtype=torch.float64)
+    for i in range(1, int(torch.minimum(ranks.tied, count[:, None])[ranks.mask].max()) + 1):
+        inside = (i <= m) & (a + i <= count[:, None]) & ranks.mask
+        up_to = ahead + 1 + (i - 1) * (r - 1) / (m - 1).clamp(min=1)
+        total += torch.where(inside, up_to / (m * (a + i)), 0.0)  # each of the r columns of a group carries its share
+    return total.sum(1) / count
 
 
 def _ndcg(ranks: Ranks, k: int | None) -> Tensor:
