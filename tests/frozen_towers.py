@@ -49,10 +49,8 @@ class WordTower(nn.Module):
 class FrozenTowers(EmbeddingModule):
     """Embeds by a linear map of each encoder's latents. `calls` counts the parts that the encoders have seen."""
 
-    def __init__(
-        self, size: int = 16, tokens: Sequence[str] = (), dim: int = 4, max_length: int = 32, **training: Any
-    ) -> None:
-        super().__init__(processor=processor(size, max_length), **training)
+    def __init__(self, tokens: Sequence[str] = (), dim: int = 4, **training: Any) -> None:
+        super().__init__(**training)
         self.encoders = nn.ModuleDict({"image": ColourTower(), "text": WordTower()}).requires_grad_(False)
         self.heads = nn.ModuleDict({name: nn.Linear(tower.width, dim) for name, tower in self.encoders.items()})
         self.tokens, self.calls = list(tokens), 0
@@ -85,15 +83,15 @@ def processor(size: int = 16, max_length: int = 32) -> DualProcessor:
     return DualProcessor("packaged:emoji-tokenizer.json", Picture(size=size), Caption(max_length=max_length))
 
 
-def build(seed: int = 0, **arguments: Any) -> FrozenTowers:
+def build(seed: int = 0, size: int = 16, max_length: int = 32, **arguments: Any) -> FrozenTowers:
     torch.manual_seed(seed)
-    return FrozenTowers(**arguments)
+    return FrozenTowers(processor=processor(size, max_length), **arguments)
 
 
 class ManyPairs(Source):
-    """Pictures and texts of numbers; `bad` are damaged pictures, `slow` seconds pass for each."""
+    """Pictures and texts of numbers; `bad` are damaged pictures."""
 
-    def __init__(self, count: int = 20, bad: tuple[int, ...] = (), name: str = "pairs") -> None:
+    def __init__(self, count: int = 20, bad: Sequence[int] = (), name: str = "pairs") -> None:
         self.count, self.bad, self.name = count, bad, name
 
     def __len__(self) -> int:

@@ -28,13 +28,14 @@ def emoji(split: str) -> dict[str, Any]:
 
 def recipe(folder: Path, **sections: Any) -> Path:
     """A recipe of two small frozen towers with random weights on packaged data."""
+    picture = {"size": 16}
+    processor = {"tokenizer": "packaged:emoji-tokenizer.json", "picture": picture, "caption": {"max_length": 32}}
+    objective = {"class_path": "zoo.objectives.infonce.InfoNCE", "init_args": {"temperature": 0.1}}
     content: dict[str, Any] = {
         "card": {"title": "Frozen towers", "family": "toys", "license": "Apache-2.0"},
         "model": {
             "class_path": "frozen_towers.FrozenTowers",
-            "init_args": {
-                "objective": {"class_path": "zoo.objectives.infonce.InfoNCE", "init_args": {"temperature": 0.1}}
-            },
+            "init_args": {"processor": {"class_path": "DualProcessor", "init_args": processor}, "objective": objective},
         },
         "data": {"class_path": "EmbeddingData", "init_args": {"train": [emoji("val")], "batch_size": 32}},
     }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from frozen_towers import FrozenTowers, ManyPairs, build, files_in
+from frozen_towers import FrozenTowers, ManyPairs, build, files_in, processor
 from torch import nn
 
 from zoo.ahead import ahead
@@ -41,7 +41,7 @@ class Stopping(FrozenTowers):
     """Its encoders end the run after so many parts."""
 
     def __init__(self, after: int) -> None:
-        super().__init__()
+        super().__init__(processor=processor())
         self.after = after
 
     def latents(self, inputs: Inputs) -> Inputs:

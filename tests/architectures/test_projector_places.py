@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +69,19 @@ def test_the_contract_holds_with_places(tmp_path: Path) -> None:
     zoo.testing.check_export(module, tmp_path)
 
 
-def test_the_runtime_without_torch_takes_places(tmp_path: Path) -> None:
+def test_the_runtime_without_torch_takes_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = projector("text", "place")
     embedder = Embedder(module, {"model": {}, "card": {}}, name="places", weights="of a test")
     exported = export_embedder(embedder, tmp_path / "export")
     assert {"place", "place and text"} <= set(exported.runtime) and max(exported.runtime.values()) <= 1e-4
-    namespace: dict[str, Any] = {"__name__": "runtime"}
-    exec(compile((exported.folder / "embed.py").read_text("utf-8"), "embed.py", "exec"), namespace)  # noqa: S102
-    model = namespace["Embedder"](exported.folder)
+    spec = importlib.util.spec_from_file_location("runtime_with_places", exported.folder / "embed.py")
+    runtime = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, runtime)  # dataclasses look their module up
+    spec.loader.exec_module(runtime)
+    model = runtime.Embedder(exported.folder)
     things = [{"place": [48.2, 16.4]}, {"text": "a", "place": SYDNEY}, "a"]
     np.testing.assert_allclose(model.encode(things), embedder.encode(things), atol=1e-4)
-    with pytest.raises(namespace["EmbedError"], match=r"item 0: the place \(99.0, 0.0\) is none"):
+    with pytest.raises(runtime.EmbedError, match=r"item 0: the place \(99.0, 0.0\) is none"):
         model.encode([{"place": [99, 0]}])
     with pytest.raises(SampleError, match="is none"):
         embedder.encode([{"place": [99, 0]}])
@@ -115,5 +119,5 @@ def test_parts_that_are_new_are_named() -> None:
     old, module = projector("image", "text"), projector("image", "text", "place")
     with pytest.raises(WeightsError, match=r"missing: .*encoders\.place"):
         start_from(module, old, "the old one")
-    with pytest.raises(RecipeError, match="`start_fresh` names 'heads.audio', but the model has no such part"):
+    with pytest.raises(RecipeError, match=r"`start_fresh` names 'heads\.audio', but the model has no such part"):
         start_from(module, old, "the old one", fresh=["heads.audio"])

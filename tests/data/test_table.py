@@ -130,7 +130,7 @@ def test_paths(kind: str, tmp_path: Path) -> None:
             pa.array([outside] * 10) if kind != "struct" else pa.array([{"bytes": None, "path": outside}] * 10, STRUCT)
         )
         hostile = quiet(str(parquet(tmp_path / "t" / "b.parquet", table(image=column))))
-        with pytest.raises(SampleError, match=rf"b/row 7 \(image\): '{outside}' leads out of"):
+        with pytest.raises(SampleError, match=rf"b/7 \(image\): '{outside}' leads out of"):
             draw(hostile, 7)
     other = quiet(file, images=str(tmp_path / "pictures"))
     assert draw(other, 7).views["query"].images == (tmp_path / "pictures" / "3.png",)

@@ -1,4 +1,4 @@
-"""PCME++ against a loop over pairs, against its official form of all pairs and coordinates, and at the ends of the numbers."""
+"""PCME++ against a loop over pairs, against the official form of all pairs and coordinates; several ranks; extremes."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def cell(z: Tensor, m: float) -> Tensor:
 
 def raised(labels: list[float], logits: list[Tensor]) -> list[float]:
     best = max(m for m in labels if not math.isnan(m))
-    own = max(float(z) for z, m in zip(logits, labels, strict=True) if m == best)
-    return [best if float(z) >= own and not math.isnan(m) else m for z, m in zip(logits, labels, strict=True)]
+    own = max(float(z.detach()) for z, m in zip(logits, labels, strict=True) if m == best)
+    return [best if float(z.detach()) >= own and not math.isnan(m) else m for z, m in zip(logits, labels, strict=True)]
 
 
 def loop(batch: Encoded, objective: PCMEPP, smoothing: float = 0.0) -> Tensor:
@@ -87,8 +87,8 @@ def loop(batch: Encoded, objective: PCMEPP, smoothing: float = 0.0) -> Tensor:
         [smoothing + (1 - 2 * smoothing) * label(batch, i, j, objective.duplicates) for j in range(width)]
         for i in range(count)
     ]
-    query_weight = batch.weights[batch.owners["query"]] / count / width
-    target_weight = batch.weights[batch.owners["target"]] / count / width
+    query_weight = batch.weights.double()[batch.owners["query"]] / count / width
+    target_weight = batch.weights.double()[batch.owners["target"]] / count / width
     total = torch.zeros((), dtype=torch.float64)
     for i in range(count):
         pseudo = raised(m[i], z[i])

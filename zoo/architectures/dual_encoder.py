@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.errors import RecipeError
 from zoo.module import EmbeddingModule
 from zoo.nn.heads import Head
-from zoo.nn.latent_heads import StatesHead
+from zoo.nn.latent_heads import StatesHead, applied
 from zoo.nn.momentum import Momentum
 from zoo.nn.parts import Part, given, outputs, summed, unit
 from zoo.nn.towers import ImageTower, SharedPooling, States, TextTower
@@ -54,7 +54,8 @@ class DualEncoder(EmbeddingModule):
     ) -> None:
         super().__init__(**training)
         self.image, self.text = image, text
-        self.image_head, self.text_head = image_head or nn.Identity(), text_head or nn.Identity()
+        self.image_head: nn.Module = image_head or nn.Identity()  # type: ignore[assignment]  # heads are modules
+        self.text_head: nn.Module = text_head or nn.Identity()  # type: ignore[assignment]
         if (tokens or shared is not None) and any(isinstance(head, StatesHead) for head in (image_head, text_head)):
             raise RecipeError("`tokens` and `shared` need heads that act on single tokens, not on all states at once")
         self.shared = shared
@@ -93,14 +94,14 @@ class DualEncoder(EmbeddingModule):
         encoded.keys = batch.keys | {f"{name}_momentum": keys for name, keys in batch.keys.items()}
         return encoded
 
-    def _embedded(self, states: States, head: nn.Module | Head) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _embedded(self, states: States, head: nn.Module) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Unit vectors (R, E) fp32; log-variances if the head gives them; tokens after the head if asked for."""
         tokens = head(states.tokens) if self.tokens or self.shared is not None else None
         if self.shared is not None:
             assert tokens is not None  # see above
             out = self.shared(tokens, states.mask)
         else:
-            out = head(states if isinstance(head, StatesHead) else states.pooled)
+            out = applied(head, states)
         return (*unit(out), tokens if self.tokens else None)
 
     def export_graphs(self) -> list[Graph]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.errors import RecipeError
 from zoo.module import EmbeddingModule
 from zoo.nn.heads import Head
-from zoo.nn.latent_heads import StatesHead, UniversalProjection
+from zoo.nn.latent_heads import StatesHead, UniversalProjection, applied
 from zoo.nn.latent_mixing import LatentMixing
 from zoo.nn.parts import Part, given, outputs, summed, unit
 from zoo.nn.towers import ImageTower, PlaceTower, States, TextTower
@@ -67,7 +67,8 @@ class Projector(EmbeddingModule):
             )
         if missing := sorted(set(tokens) - set(encoders)):
             raise RecipeError(f"`tokens` names {missing}, for which there is no encoder")
-        if blind := [name for name, head in heads.items() if isinstance(head, StatesHead) and name not in tokens]:
+        looking = [name for name, head in heads.items() if isinstance(head, StatesHead) and head.needs_tokens]
+        if blind := sorted(set(looking) - set(tokens)):
             raise RecipeError(f"the heads of {blind} look at tokens: name these modalities in `tokens`, too")
         self.encoders = nn.ModuleDict(encoders).requires_grad_(False)  # type: ignore[arg-type]  # encoders are modules
         self.heads = nn.ModuleDict(heads)  # type: ignore[arg-type]
@@ -145,8 +146,7 @@ class Projector(EmbeddingModule):
 
     def _projected(self, modality: str, states: States) -> tuple[Tensor, Tensor | None]:
         """(I, E) unit vectors and log-variances, if the head gives them; at least fp32."""
-        head = self.heads[modality]
-        out = head(states if isinstance(head, StatesHead) else states.pooled)
+        out = applied(self.heads[modality], states)
         return unit(out if self.universal is None else self.universal(out, modality))
 
     def _example(self, count: int) -> Inputs:

@@ -64,7 +64,7 @@ class ScoreEvaluation(Callback):
         kinds, numbers = zip(*(parsed(name) for name in batch.ids), strict=True)
         for kind in sorted(set(kinds)):
             chosen = torch.tensor([row for row, one in enumerate(kinds) if one == kind])
-            kept = _map(embedding, lambda values, chosen=chosen: values.detach().cpu()[chosen])
+            kept = _rows(_map(embedding, lambda values: values.detach().cpu()), chosen)
             rows = self._rows.setdefault(dataloader_idx, {}).setdefault(kind, [])
             rows.append((torch.tensor(numbers)[chosen], kept))
 
@@ -120,7 +120,7 @@ def _measured(
     def block(rows: slice) -> Tensor:
         step = max(1, _CELLS // cells)
         starts = range(rows.start, min(rows.stop, size[0]), step)
-        parts = [_map(queries, lambda values, s=s: values[s : min(s + step, rows.stop)]) for s in starts]
+        parts = [_rows(queries, slice(start, min(start + step, rows.stop))) for start in starts]
         found = [score(part, candidates) if shown[0] else score(candidates, part).T for part in parts]
         return torch.cat(found)
 
@@ -156,6 +156,10 @@ def _map(embedding: Embedding, change: Callable[[Tensor], Tensor]) -> Embedding:
     vector, *others = (None if v is None else change(v) for v in (getattr(embedding, name) for name in _FIELDS))
     assert vector is not None
     return Embedding(vector, *others)
+
+
+def _rows(embedding: Embedding, chosen: Tensor | slice) -> Embedding:
+    return _map(embedding, lambda values: values[chosen])
 
 
 def _tasks(trainer: Trainer) -> list[RetrievalTask]:

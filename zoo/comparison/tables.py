@@ -58,7 +58,7 @@ def recipe_cells(entry: Entry, seeds: int) -> tuple[str, ...]:
 
 def measure_cells(measure: Measure) -> list[tuple[str, ...]]:
     """One row per recipe, best first, in the order of `MEASURE_COLUMNS`; shares in percent."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number, (name, spread) in enumerate(measure.by_recipe.items()):
         first = number == 0
         rows.append(

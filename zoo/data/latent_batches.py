@@ -61,6 +61,7 @@ def _prepared(
     processor: Any, file: int, rows: list[int], samples: Sequence[Sample], skip: bool, last: bool
 ) -> PartBatch:
     bad: dict[int, str] = {}
+    inputs: Inputs | None
     try:
         inputs = _inputs(processor, [samples[row] for row in rows])
     except SampleError:

@@ -133,7 +133,7 @@ def list_data(data: EmbeddingData) -> list[Listing]:
     skip = data.on_bad_sample == "skip"
     found = [listing for source in data.train for listing in list_source(source, skip)]
     for stage in ("val", "test"):
-        found += list_tasks(stage, data.tasks(stage))  # type: ignore[arg-type]  # both are stages
+        found += list_tasks(stage, data.tasks(stage))
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.errors import RecipeError
 from zoo.nn.heads import Head
-from zoo.nn.latent_heads import StatesHead
+from zoo.nn.latent_heads import StatesHead, applied
 from zoo.nn.towers import States
 
 _PAD = -10_000.0  # stands behind every real value when they are sorted
@@ -38,14 +38,18 @@ class GaussianHead(StatesHead):
         self, mean: Head | StatesHead, log_var: Head | StatesHead, limits: tuple[float, float] = (-20.0, 5.0)
     ) -> None:
         super().__init__()
-        self.mean, self.log_var = mean, log_var
+        self.mean: nn.Module = mean  # type: ignore[assignment]  # heads are modules
+        self.log_var: nn.Module = log_var  # type: ignore[assignment]
         self.limits = limits
 
-    def forward(self, states: States) -> Gaussian:  # type: ignore[override]  # two values instead of one
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether one of the two does."""
+        return any(isinstance(one, StatesHead) and one.needs_tokens for one in (self.mean, self.log_var))
+
+    def forward(self, states: States) -> Gaussian:
         """See the class."""
-        mean, log_var = (
-            one(states if isinstance(one, StatesHead) else states.pooled) for one in (self.mean, self.log_var)
-        )
+        mean, log_var = applied(self.mean, states), applied(self.log_var, states)
         return Gaussian(mean, log_var.clamp(*self.limits))
 
 
@@ -114,7 +118,8 @@ class GeneralizedPooling(StatesHead):
             counts = states.mask.sum(1)
         ordered = tokens.sort(dim=1, descending=True).values
         weights = self._weights(counts) if self.training else self.table[counts]
-        return (ordered * weights[:, :length, None].to(ordered.dtype)).sum(1)
+        pooled: Tensor = (ordered * weights[:, :length, None].to(ordered.dtype)).sum(1)
+        return pooled
 
     def _weights(self, counts: Tensor) -> Tensor:
         """(R, max_length) weights of the ranks for rows of so many tokens, 0 behind them."""
@@ -128,7 +133,8 @@ class GeneralizedPooling(StatesHead):
         forth, back = states.chunk(2, dim=-1)
         scores = self.score((forth + back) / 2).squeeze(-1) / _SHARPNESS
         behind = torch.arange(self.max_length, device=counts.device) >= lengths[:, None]
-        return scores.masked_fill(behind, -torch.inf).softmax(1)[which]
+        weights: Tensor = scores.masked_fill(behind, -torch.inf).softmax(1)[which]
+        return weights
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,9 +15,19 @@ from zoo.nn.towers import States
 class StatesHead(nn.Module):
     """A head that looks at all that an encoder gives, tokens among it: States -> (R, E), not yet normalised."""
 
-    def forward(self, states: States) -> Tensor:
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether token latents have to be kept for it."""
+        return True
+
+    def forward(self, states: States) -> Any:
         """See the class."""
         raise NotImplementedError
+
+
+def applied(head: nn.Module, states: States) -> Any:
+    """What a head gives: of all states, or of the pooled one."""
+    return head(states if isinstance(head, StatesHead) else states.pooled)
 
 
 class InvertedBottleneck(nn.Sequential, Head):
@@ -89,7 +101,8 @@ class TokensAndPooled(StatesHead):
     def forward(self, states: States) -> Tensor:
         patches = states.tokens[:, self.prefix :]
         mask = None if states.mask is None else states.mask[:, self.prefix :]
-        return masked_mean(self.tokens(patches), mask) + self.pooled(states.pooled)
+        out: Tensor = masked_mean(self.tokens(patches), mask) + self.pooled(states.pooled)
+        return out
 
 
 class TokensThenMlp(StatesHead):

@@ -41,10 +41,11 @@ class Weighted(nn.Module, Objective):
 
     def pair_scores(self, pictures: Embedding, texts: Embedding) -> Tensor:
         """(r, C) weighted sum of the scores of those objectives that rank pairs. RecipeError if none does."""
-        parts = [(self.weights[name], one) for name, one in self.objectives.items() if hasattr(one, "pair_scores")]
+        scoring = ((name, getattr(one, "pair_scores", None)) for name, one in self.objectives.items())
+        parts = [(self.weights[name], score) for name, score in scoring if score is not None]
         if not parts:
             raise RecipeError(f"none of the objectives {sorted(self.objectives)} scores pairs")
-        terms = [weight * one.pair_scores(pictures, texts) for weight, one in parts]
+        terms: list[Tensor] = [weight * score(pictures, texts) for weight, score in parts]
         return sum(terms[1:], terms[0])
 
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:

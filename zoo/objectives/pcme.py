@@ -108,18 +108,19 @@ class PCME(nn.Module, Objective):
         """(r, C) logarithms of match probabilities, from `samples` samples of either side."""
         factor = 2 if self.official else 1
         scale, bias = factor * float(self.scale), factor * float(self.bias)
-        return MatchProbability(scale, bias, self.samples, self.draws.seed)(pictures, texts)
+        scores: Tensor = MatchProbability(scale, bias, self.samples, self.draws.seed)(pictures, texts)
+        return scores
 
     def _sampled(self, local: Encoded, everyone: Encoded, name: str, stream: int) -> Samples:
-        mean, log_std = self._parameters(everyone, name)
+        mean, log_std = self._distribution(everyone, name)
         noise = self.draws.normal((len(mean), self.samples, mean.shape[1]), mean, stream)
         places = torch.isin(everyone.owners[name], local.sample).nonzero().squeeze(1)
         samples = drawn(mean, log_std, noise)
         if local is everyone:
             return Samples(samples, samples, places)
-        return Samples(drawn(*self._parameters(local, name), noise[places]), samples, places)
+        return Samples(drawn(*self._distribution(local, name), noise[places]), samples, places)
 
-    def _parameters(self, encoded: Encoded, name: str) -> tuple[Tensor, Tensor]:
+    def _distribution(self, encoded: Encoded, name: str) -> tuple[Tensor, Tensor]:
         mean, log_var = gaussian(view(encoded, name))
         return mean, (log_var if self.official else log_var / 2).clamp(max=LARGEST_LOG_STD)
 

@@ -95,7 +95,8 @@ class PCMEPP(nn.Module, Objective):
 
     def pair_scores(self, pictures: Embedding, texts: Embedding) -> Tensor:
         """(r, C) negative distances: what the paper ranks by."""
-        return CSD()(pictures, texts)
+        scores: Tensor = CSD()(pictures, texts)
+        return scores
 
     def _terms(self, local: Encoded, everyone: Encoded, rows: str, columns: str) -> Tensor:
         """(R, 3): mean over the columns of the loss, the same with pseudo-positives, and how many of these there are."""

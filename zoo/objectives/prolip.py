@@ -77,7 +77,7 @@ class ProLIP(nn.Module, Objective):
         super().__init__()
         self.temperature = Temperature(temperature, learn, max_scale)
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learn != "no")
-        self.inclusions = [tuple(one) for one in inclusions]
+        self.inclusions: list[tuple[str, str, float]] = [(str(a), str(b), float(w)) for a, b, w in inclusions]
         self.inclusion_scale = inclusion_scale
         self.eps = (OFFICIAL_EPS if form == "official" else 0.0) if eps is None else eps
         check_form(form, self.eps)
@@ -109,7 +109,8 @@ class ProLIP(nn.Module, Objective):
 
     def pair_scores(self, pictures: Embedding, texts: Embedding) -> Tensor:
         """(r, C) negative closed-form sampled distances, which order pairs as the logits do."""
-        return CSD()(pictures, texts)
+        scores: Tensor = CSD()(pictures, texts)
+        return scores
 
     def _match(self, local: Encoded, everyone: Encoded, scale: Tensor) -> Tensor:
         sides = csd_sides(view(local, self.query), view(everyone, self.target), norms=False)

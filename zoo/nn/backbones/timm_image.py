@@ -89,7 +89,8 @@ def _timm_state(name: str) -> dict[str, Tensor]:
     except Exception as error:  # the classes of the hub's http library, which differ between its releases
         why = (str(error) or type(error).__name__).splitlines()[0].rstrip(" .")
         place = timm.get_pretrained_cfg(name)
-        fetch = f"hf download {place.hf_hub_id}" if place.hf_hub_id else f"fetch {place.url}"
+        address = place and (f"hf download {place.hf_hub_id}" if place.hf_hub_id else f"fetch {place.url}")
+        fetch = address or f"timm.create_model('{name}', pretrained=True)"
         raise WeightsError(
             f"timm's weights of '{name}' can't be fetched: {why}. Three ways out:\n"
             f"  1. on a connected machine run\n       {fetch}\n"

@@ -64,6 +64,7 @@ class TransformersText(nn.Module, TextTower):
 
 def _settings(kind: str, given: dict[str, Any]) -> Any:
     """The configuration of a kind of model. Transformers takes any field and goes on with its defaults; that is refused."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     if kind not in CONFIG_MAPPING:
@@ -74,8 +75,10 @@ def _settings(kind: str, given: dict[str, Any]) -> Any:
             raise UnknownNameError(f"field in the configuration of '{kind}':", name, known)
     try:
         return CONFIG_MAPPING[kind](**given)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"the configuration of '{kind}' does not take {given}: {error}") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise RecipeError(
+            f"the configuration of '{kind}' does not take {given}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _has_pooler(settings: Any, auto: Any) -> bool:
