@@ -31,7 +31,7 @@ def test_what_lies_in_the_folder_is_found(name: str, found: str, tmp_path: Path)
 @pytest.mark.parametrize("name", ["../a.png", "..", "sub/../../a.png", "/etc/passwd", "{folder}-other/a.png"])
 def test_what_leads_out_is_refused_with_the_record(name: str, tmp_path: Path) -> None:
     name = name.format(folder=tmp_path)
-    with pytest.raises(SampleError, match=rf"row 3: '{re.escape(name)}' leads out of .*choose a folder that holds"):
+    with pytest.raises(SampleError, match=rf"row 3: '{re.escape(name)}' leads out of .*name a folder that holds"):
         below(tmp_path, name, "row 3")
 
 

@@ -38,7 +38,7 @@ class Dropped(EmbeddingModule):
 
 def batch(dtype: torch.dtype = torch.float64) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    query, target = torch.randn(2, COUNT, WIDTH, generator=generator, dtype=dtype)
+    query, target = torch.randn(2, COUNT, WIDTH, generator=generator).to(dtype)  # equal numbers in every type
     owner = torch.arange(COUNT)
     return Batch(
         views={"query": {"x": query}, "target": {"x": target}},

@@ -53,7 +53,7 @@ def below(folder: Path, name: str, where: str) -> Path:
     if not Path(place).is_relative_to(root):
         raise SampleError(
             f"{where}: '{name}' leads out of {folder}, and data can only name what lies in that folder; "
-            "choose a folder that holds all of it"
+            "name a folder that holds all of it (`images`, --images), or put the list there"
         )
     return folder / os.path.relpath(place, root)
 

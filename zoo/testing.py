@@ -65,7 +65,7 @@ def training_samples(module: EmbeddingModule) -> list[Sample]:
     """The example samples; every second query is picture and text together, where the model takes that."""
     mixed = example_samples(mixed=True)
     try:
-        module.processor(mixed)
+        module.train()._encoded(module.processor(mixed))
         return mixed
     except ZooError:
         return example_samples()

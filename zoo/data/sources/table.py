@@ -44,7 +44,7 @@ class TablePairs(Source):
             data set, or of one of its splits, that `datasets` saved with `save_to_disk`.
         image: column of the pictures: encoded bytes, paths, or structs of `bytes` and `path` as `datasets` writes them.
         caption: column of the captions: a text or a list of texts.
-        images: the folder to which paths are relative; "" = that of the file.
+        images: the folder that paths are relative to and must lie in; "" = that of the file.
         image_id: column that names the picture, where several rows show it: they share a label, and are kept out of one
             another's batches. "" = the path does, where `image` has paths; otherwise pictures of equal bytes share a
             label.
