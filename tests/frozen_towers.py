@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,13 +104,13 @@ class ManyPairs(Source):
     def text(self, index: int) -> str:
         return f"number {index}" + " and more" * (index % 7)
 
-    def draw(self, index: int, rng: Any) -> Sample:
+    def draw(self, index: int, rng: random.Random) -> Sample:
         views = {"query": Item(images=(self.picture(index),)), "target": Item(text=self.text(index))}
         return Sample(f"{self.name}/{index}", views, label=index, source=self.name)
 
     def items(self) -> Any:
         for index in range(self.count):
-            yield from self.draw(index, None).views.values()
+            yield from self.draw(index, random.Random(0)).views.values()
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

@@ -238,7 +238,7 @@ def arguments(folder: Path, latents: Path) -> list[object]:
             "logger": False,
         },
         cache={"enabled": True, "folder": str(latents)},
-        checkpoint={"every_n_train_steps": 4},
+        checkpoint={"every_n_train_steps": 5},
     )
     return ["--config", config, "--run_dir", folder / "run"]
 

@@ -123,7 +123,8 @@ def chunked_worker(rank: int, shares: list[tuple[int, int]], folder: Path, chunk
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(shares))
     module = Towers(chunk=chunk)
-    nn.parallel.DistributedDataParallel(Step(module))(batch(*shares[rank])).backward()
+    parallel = nn.parallel.DistributedDataParallel(Step(module))  # kept: without it nobody averages
+    parallel(batch(*shares[rank])).backward()
     if rank == 0:
         gradient = torch.cat([p.grad.flatten().double() for p in module.parameters()])
         torch.save({"gradient": gradient}, folder / "result.pt")

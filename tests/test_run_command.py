@@ -29,7 +29,12 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = {"path": "pictures", "captions": "folder"}
     task = {"class_path": "ImageFolderTasks", "init_args": {**folder, "which": ["image_to_text"], "name": "colours"}}
     raw = toy.recipe(tmp_path, objective={"class_path": "InfoNCE", "init_args": {"temperature": 0.1}})
-    data = {"train": [{"class_path": "ImageFolder", "init_args": folder}], "val": [task], "test": [task], "batch_size": 3}
+    data = {
+        "train": [{"class_path": "ImageFolder", "init_args": folder}],
+        "val": [task],
+        "test": [task],
+        "batch_size": 3,
+    }
     raw["data"] = {"class_path": "EmbeddingData", "init_args": data}
     raw["trainer"] = {"accelerator": "cpu", "max_steps": 2, "max_epochs": -1, "enable_progress_bar": False}
     path = tmp_path / "mine.yaml"

@@ -207,6 +207,8 @@ def test_encoders_and_heads_must_belong_together() -> None:
         projector(heads={"image": Projection(16, 8)})
     with pytest.raises(RecipeError, match="`tokens` names"):
         projector(tokens=["audio"])
+    with pytest.raises(RecipeError, match=r"the heads of \['image'\] look at tokens"):
+        projector(heads={"image": TokensAndPooled(16, 8), "text": TokensThenMlp(12, 8)}, tokens=["text"])
 
 
 def test_bundles_hold_heads_alone_and_refuse_other_encoders(tmp_path: Path) -> None:
@@ -228,11 +230,18 @@ def test_bundles_hold_heads_alone_and_refuse_other_encoders(tmp_path: Path) -> N
     assert all(key.startswith(("heads.", "objective.")) for key in load_file(folder / "model.safetensors"))
     loaded = load(f"path:{folder}")
     assert torch.equal(torch.from_numpy(loaded.encode("thing 3")), _encoded(module, "thing 3"))
+    half = load(f"path:{folder}", dtype="bfloat16")
+    assert torch.from_numpy(half.encode("thing 3")) @ _encoded(module, "thing 3") > 0.99
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     assert all(key.startswith(("heads.", "objective.")) for key in checkpoint["state_dict"])
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
+    measured = build_model(recipe["model"], "mine")
+    measured.setup("validate")  # which reads the encoders, as a checkpoint does not bring them
+    measured.on_load_checkpoint(checkpoint)
+    measured.load_state_dict(checkpoint["state_dict"])
+    assert torch.equal(_encoded(measured, "thing 3"), _encoded(module, "thing 3"))
     changed = load_file(tmp_path / "text" / "model.safetensors")
     changed["embeddings.word_embeddings.weight"][0] += 1
     save_file(changed, tmp_path / "text" / "model.safetensors")

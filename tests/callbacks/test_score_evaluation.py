@@ -86,4 +86,6 @@ def test_what_cannot_be_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str
         trainer_of(tmp_path, RetrievalEvaluation(), ScoreEvaluation()).test(Towers(), Pairs([task()]), verbose=False)
     alike = replace(PICTURES_FOUND, queries=PICTURES_FOUND.candidates[:23])
     with pytest.raises(RecipeError, match="no pictures on one side and texts on the other"):
-        trainer_of(tmp_path, RetrievalEvaluation(), ScoreEvaluation()).test(TokenTowers(), Pairs([alike]), verbose=False)
+        trainer_of(tmp_path, RetrievalEvaluation(), ScoreEvaluation()).test(
+            TokenTowers(), Pairs([alike]), verbose=False
+        )

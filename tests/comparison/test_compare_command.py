@@ -76,7 +76,7 @@ def test_all_train_on_the_data_of_the_first(compared: Path) -> None:
     by_name = {one["name"]: one for one in found["recipes"]}
     assert by_name["narrow"]["finished"] == by_name["wide"]["finished"] == [0, 1]
     assert by_name["wide"]["parameters"] > by_name["narrow"]["parameters"]
-    assert {measure["task"] for measure in found["measures"]} == {"image_to_text-colours"}  # not `others`
+    assert {measure["task"] for measure in found["measures"]} == {"image_to_text[colours]"}  # not `others`
     for measure in found["measures"]:
         assert set(measure["recipes"]) == {"narrow", "wide"} and measure["chance"] is not None
         assert all(len(one["values"]) == 2 for one in measure["recipes"].values())

@@ -62,7 +62,7 @@ def test_long_captions_are_shortened_and_counted(make, source: Source, tmp_path:
     assert [sample.views["target"].text for sample in samples] == CAPTIONS, "nothing is lost before the processor"
     processor = make(tmp_path)
     batch = processor(samples)
-    assert processor.arrays.shortened == 2
+    assert processor.arrays.shortened == (3 if make is rendered else 2)  # a small picture holds few letters
     inputs = batch.views["target"]
     if "input_ids" in inputs:
         longest = 12 if make is dual else 48

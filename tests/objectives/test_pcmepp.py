@@ -26,7 +26,7 @@ def rows(samples: int = 5, each: int = 1, spread: float = -2.0, **options: objec
 def mixed(batch: Encoded, view: str = "query") -> Encoded:
     """Every second row of a view is mixed with the row that stands opposite."""
     owners = batch.owners[view]
-    share = torch.linspace(0.55, 0.95, len(owners))
+    share = torch.linspace(0.55, 0.95, len(owners)).double()
     share[::2] = 1.0
     batch.mixed = {view: Mixture(owners.flip(0), share)}
     return batch
@@ -53,7 +53,7 @@ def label(batch: Encoded, i: int, j: int, duplicates: str) -> float:
     total, doubtful = 0.0, False
     for a, p in origins("query", i):
         for b, q in origins("target", j):
-            twins = a != b and batch.labels[a] == batch.labels[b] and int(batch.labels[a]) >= 0
+            twins = a != b and int(batch.labels[a]) == int(batch.labels[b]) >= 0
             total += p * q * (a == b or (twins and duplicates == "positive"))
             doubtful |= twins and duplicates == "mask" and p * q > 0
     return math.nan if doubtful and total == 0 else total

@@ -199,7 +199,8 @@ def _item(item: Item) -> str:
     pictures = "".join(thumbnail(image) for image in item.images)
     instruction = f'<em dir="auto">{_text(item.instruction)}</em>' if item.instruction else ""
     text = f'<span dir="auto">{_text(_cut(item.text))}</span>' if item.text else ""
-    return f'<div class="item">{instruction}{pictures}{text}</div>'
+    place = f"<span>{item.place[0]:.2f}°, {item.place[1]:.2f}°</span>" if item.place else ""
+    return f'<div class="item">{instruction}{pictures}{text}{place}</div>'
 
 
 def thumbnail(source: ImageSource) -> str:

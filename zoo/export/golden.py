@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
-from zoo.errors import SampleError, ZooError
+from zoo.errors import ZooError
 from zoo.types import Item
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def write_golden(embedder: Embedder, folder: Path, report: Callable[[str], None]
         item = Item(golden.text, images, golden.instruction, place=golden.place)
         try:
             vector = embedder.encode(item, side=golden.side)
-        except SampleError as error:
+        except ZooError as error:
             report(f"golden item '{golden.name}' is left out, the model refuses it: {error}")
             continue
         written.append(

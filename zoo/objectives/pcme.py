@@ -107,7 +107,7 @@ class PCME(nn.Module, Objective):
     def pair_scores(self, pictures: Embedding, texts: Embedding) -> Tensor:
         """(r, C) logarithms of match probabilities, from `samples` samples of either side."""
         factor = 2 if self.official else 1
-        scale, bias = factor * float(self.scale), factor * float(self.bias)
+        scale, bias = (factor * float(part.detach()) for part in (self.scale, self.bias))
         scores: Tensor = MatchProbability(scale, bias, self.samples, self.draws.seed)(pictures, texts)
         return scores
 

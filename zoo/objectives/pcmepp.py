@@ -106,7 +106,7 @@ class PCMEPP(nn.Module, Objective):
         def block(part: slice) -> Tensor:
             with torch.autocast(left.device.type, enabled=False):
                 logits = (left[part] * (2 * self.scale)) @ right.T + self.bias
-            labels = match.labels(part).to(logits.dtype)
+            labels = match.labels(part, logits.dtype)
             counted = (labels >= 0).to(logits.dtype)
             plain = _binary(logits, labels, counted)
             if not self.pseudo_positives:

@@ -41,14 +41,14 @@ class SoftMatch:
             for right, of_column in _origins(everyone, columns)
         ]
 
-    def labels(self, part: slice) -> Tensor:
+    def labels(self, part: slice, dtype: torch.dtype = torch.float32) -> Tensor:
         """(r, C) in [0, 1]; -1 = the cell does not count."""
         total: Tensor | None = None
         hidden: Tensor | None = None
         for match, of_row, of_column in self._matches:
             own = match.own(part)
             same = own if self.duplicates == "keep" else match.same(part)
-            weight = of_row[part, None] * of_column
+            weight = of_row[part, None].to(dtype) * of_column.to(dtype)
             term = weight * (same if self.duplicates == "positive" else own)
             total = term if total is None else total + term
             if self.duplicates == "mask":
