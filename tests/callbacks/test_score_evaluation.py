@@ -81,7 +81,9 @@ def test_one_token_ranks_as_vectors_do(tmp_path: Path) -> None:
 def test_what_cannot_be_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = trainer_of(tmp_path, RetrievalEvaluation(), ScoreEvaluation(most_items=10))
     trainer.test(TokenTowers(), Pairs([PICTURES_FOUND]), verbose=False)
-    assert "left out of ScoreEvaluation: more than 10 items" in capsys.readouterr().out
+    assert (
+        "ScoreEvaluation leaves out the task 'text_to_image[en]': it has more than 10 items" in capsys.readouterr().out
+    )
     with pytest.raises(RecipeError, match="this objective scores no pairs"):
         trainer_of(tmp_path, RetrievalEvaluation(), ScoreEvaluation()).test(Towers(), Pairs([task()]), verbose=False)
     alike = replace(PICTURES_FOUND, queries=PICTURES_FOUND.candidates[:23])

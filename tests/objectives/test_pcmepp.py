@@ -225,3 +225,11 @@ def test_what_is_learned_and_needed_and_ranked_by() -> None:
     batch = rows(4)
     sides = batch.views["query"], batch.views["target"]
     torch.testing.assert_close(PCMEPP().pair_scores(*sides), CSD()(*sides))
+
+
+def test_its_probabilities_are_those_of_the_loss() -> None:
+    batch = encoded(5, spread=0.5)
+    objective = PCMEPP(0.2, 3.0, pseudo_positives=0.0, vib=0.0).double()
+    p = objective.match_log_probability(batch.views["query"], batch.views["target"]).exp()
+    expected = F.binary_cross_entropy(p, torch.eye(5, dtype=p.dtype))
+    torch.testing.assert_close(objective(batch, batch)["match"].to(p.dtype), expected, rtol=1e-8, atol=1e-8)

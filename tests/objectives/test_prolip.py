@@ -154,3 +154,11 @@ def test_settings_that_do_not_fit() -> None:
     with pytest.raises(RecipeError, match="no sample"):
         own_pairs(batch, batch, "query", "masked")
     assert make("official").eps == -10.0 and len(trained(ProLIP())) == 2
+
+
+def test_its_probabilities_are_those_of_the_loss() -> None:
+    batch = encoded(5, spread=0.5)
+    objective = ProLIP(temperature=0.5, bias=-1.0, inclusions=(), vib=0.0).double()
+    p = objective.match_log_probability(batch.views["query"], batch.views["target"]).exp()
+    expected = F.binary_cross_entropy(p, torch.eye(5, dtype=p.dtype), reduction="sum") / 5
+    torch.testing.assert_close(objective(batch, batch)["match"].to(p.dtype), expected, rtol=1e-8, atol=1e-8)

@@ -48,12 +48,18 @@ def measure_further(
 
 @dataclass(slots=True)
 class Measures:
-    """A table of values as they are shown: the first column names the row. `note` explains it in the report."""
+    """A table of values as they are shown: the first column names the row.
+
+    `note` explains it in the report; `figures` and `sheets` are HTML that stands below it there: charts side by side, and
+    what takes the whole width.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: list[Sequence[str]] = field(default_factory=list)
     note: str = ""
+    figures: list[str] = field(default_factory=list)
+    sheets: list[str] = field(default_factory=list)
 
 
 @runtime_checkable

@@ -148,7 +148,7 @@ class ProbeEvaluation(Callback):
         for items, vectors in self._embedded:  # tasks on the same pictures share them
             if items == task.queries:
                 return vectors
-        vectors = embed_items(trainer, module, task.queries, f"{task.name} (train split)", self.batch_size)
+        vectors = embed_items(trainer, module, task.queries, f"{task.name} (train split)", self.batch_size).vector
         self._embedded.append((task.queries, vectors))
         return vectors
 

@@ -92,15 +92,24 @@ def _task_rows(result: Result) -> str:
 
 
 def measures(tables: Sequence[Measures]) -> str:
-    """What was measured beside ranking: one table each."""
+    """What was measured beside ranking: one table each, with its charts and sheets."""
     parts = []
     for table in tables:
         body = "".join(f"<tr>{_row('td', row)}</tr>" for row in table.rows)
         head = f"<thead><tr>{_row('th', table.columns)}</tr></thead>"
         card = f'<div class="card wide"><table>{head}<tbody>{body}</tbody></table></div>'
         note = f"<p>{_text(table.note)}</p>" if table.note else ""
-        parts.append(f"<h2>{_text(table.title)}</h2>{card}{note}")
+        charts = f'<div class="charts">{"".join(table.figures)}</div>' if table.figures else ""
+        parts.append(f"<h2>{_text(table.title)}</h2>{card}{note}{charts}{''.join(table.sheets)}")
     return "".join(parts)
+
+
+def sheet(title: str, entries: Sequence[tuple[Item, str]]) -> str:
+    """Items side by side, each under a short remark."""
+    shown = "".join(
+        f'<li><span class="mark"><span>{_text(remark)}</span></span>{_item(item)}</li>' for item, remark in entries
+    )
+    return f'<h3>{_text(title)}</h3><ol class="card sheet found">{shown}</ol>'
 
 
 def _row(tag: str, cells: Sequence[str]) -> str:

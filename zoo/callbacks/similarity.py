@@ -67,7 +67,7 @@ class TextSimilarity(Callback):
         pairs, scores = self._read()
         texts = {text: number for number, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
         items = [Item(text=text, instruction=self.instruction) for text in texts]
-        vectors = embed_items(trainer, module, items, self.name, self.batch_size).double()
+        vectors = embed_items(trainer, module, items, self.name, self.batch_size).vector.double()
         first, second = (vectors[[texts[pair[side]] for pair in pairs]] for side in (0, 1))
         cosines = cosine_similarity(first, second, dim=1)
         values = {"spearman": spearman(cosines, scores), "pearson": pearson(cosines, scores)}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.data.batches import TaskBatches
 from zoo.data.loader import BatchLoader
+from zoo.data.processors.cached import CachedProcessor
 from zoo.distributed import gather_objects
 from zoo.errors import RecipeError, SampleError
 from zoo.types import Embedding, Item, RetrievalTask
@@ -22,10 +23,12 @@ Parts = list[tuple[Tensor, Tensor]]  # (R,) numbers and (R, E) fp32 vectors, on 
 
 def embed_items(
     trainer: Trainer, module: LightningModule, items: Sequence[Item], name: str, batch_size: int = 128
-) -> Tensor:
-    """The vectors (N, E) fp32 of items that belong to no dataloader, on the CPU; all ranks share the work and get all.
+) -> Embedding:
+    """The vectors (N, E) fp32 of items that belong to no dataloader, and their log-variances if there are any, on the CPU;
+    all ranks share the work and get all.
 
-    Items are read by the module's processor as queries and pass its `validation_step`, as in every evaluation.
+    Items are read by the module's processor as queries and pass its `validation_step`, as in every evaluation. They need
+    not be cached, where a run reads latents.
 
     Raises:
         RecipeError: the module has no processor.
@@ -34,9 +37,12 @@ def embed_items(
     processor = getattr(module, "processor", None)
     if processor is None:
         raise RecipeError(f"{type(module).__name__} has no processor to embed {name} with")
+    if isinstance(processor, CachedProcessor):
+        processor = processor.processor
     maker = TaskBatches(RetrievalTask(name, queries=items, candidates=(), relevant=()), processor)
     loader = BatchLoader(maker, maker.keys(batch_size, trainer.global_rank, trainer.world_size))
-    parts: Parts = []
+    means: Parts = []
+    variances: Parts = []
     quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
     with Tqdm(total=len(loader), desc=f"embedding {name}", leave=False, disable=quiet, unit="batch") as bar:
         for number, batch in enumerate(loader):
@@ -45,9 +51,19 @@ def embed_items(
                 outputs: dict[str, Embedding] = module.validation_step(batch, number)  # type: ignore[assignment]
             (embedding,) = outputs.values()
             numbers = torch.tensor([parsed(one)[1] for one in batch.ids])
-            parts.append((numbers, embedding.vector.detach().float().cpu()))
+            means.append((numbers, embedding.vector.detach().float().cpu()))
+            if embedding.log_var is not None:
+                variances.append((numbers, embedding.log_var.detach().float().cpu()))
             bar.update()
-    return ordered([part for share in gather_objects(parts) for part in share], "q", len(items), name)
+    vectors, log_var = gather_parts(means), gather_parts(variances)
+    return Embedding(
+        ordered(vectors, "q", len(items), name), ordered(log_var, "q", len(items), name) if log_var else None
+    )
+
+
+def gather_parts(parts: Parts) -> Parts:
+    """The parts of all ranks."""
+    return [part for share in gather_objects(parts) for part in share]
 
 
 def parsed(name: str) -> tuple[str, int]:

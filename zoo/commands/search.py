@@ -7,19 +7,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.errors import ZooError
 from zoo.types import Item
 
 if TYPE_CHECKING:
-    from zoo.embedder import Embedder
-    from zoo.vectors.files import VectorFile
+    from zoo.vectors.place import Place
     from zoo.vectors.search import Hit
-
-_THUMBNAIL = 192  # pixels, longer side
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     """Search, print the results, write the page."""
     import zoo
     from zoo.items import to_items
+    from zoo.vectors.gallery import gallery, write_page
+    from zoo.vectors.place import open_place
     from zoo.vectors.search import nearest
 
     if args.text is None and not args.image:
@@ -51,105 +50,43 @@ def run(args: argparse.Namespace) -> int:
     (query,) = to_items([Item(args.text, tuple(args.image), args.instruction)])
     embedder = zoo.load(args.name, weights=args.weights or True, device=args.device)
     vector = embedder.encode_query(query)  # before the index: a picture that can't be read shows at once
-    index, pictures, remarks = _index(args.place, embedder)
-    hits = nearest(vector, index.vectors, args.top)
-    _print(hits, index)
-    page = _page(query, hits, index, pictures, embedder.name, args.place)
-    _write(page, args.html, args.open, remarks)
-    for remark in remarks:
+    place = open_place(args.place, embedder)
+    hits = nearest(vector, place.index.vectors, args.top)
+    _print(hits, place)
+    page = gallery(
+        query.text or "a picture",
+        f"{len(place.index.ids):,} rows of {args.place}, compared by {embedder.name}",
+        place,
+        [(hit.row, f"{rank}. \u00a0 {hit.score:.4f}") for rank, hit in enumerate(hits, 1)],
+        _asked(query),
+    )
+    for remark in [*place.remarks, *write_page(page, args.html, "search.html", args.open)]:
         print(f"note: {remark}")
     return 0
-
-
-def _index(place: str, embedder: Embedder) -> tuple[VectorFile, Mapping[str, Any], list[str]]:
-    """Vectors of the place, its pictures that are no files by id, and remarks."""
-    from zoo.vectors.emoji_rows import EmojiRows
-    from zoo.vectors.rows import open_rows
-    from zoo.vectors.search import cached_index, read_index
-
-    path = Path(place).expanduser()
-    if place == "emoji" and not path.exists():
-        rows = EmojiRows()
-        index, remarks = cached_index(rows, "emoji", embedder)
-        return index, rows.pictures, remarks
-    if path.is_dir():
-        index, remarks = cached_index(open_rows(path), str(path.absolute()), embedder)
-        return index, {}, remarks
-    if path.suffix == ".parquet" and path.is_file():
-        return read_index(path, embedder), {}, []
-    raise ZooError(f"--in {place}: give a folder of pictures, a .parquet that zoo embed wrote, or emoji")
 
 
 # ---- what people see -------------------------------------------------------------------------------------------------
 
 
-def _print(hits: Sequence[Hit], index: VectorFile) -> None:
+def _print(hits: Sequence[Hit], place: Place) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table("rank", "score", "id", "text")
     for rank, hit in enumerate(hits, 1):
-        text = index.texts[hit.row] or ""
-        table.add_row(
-            str(rank), f"{hit.score:.4f}", Text(index.ids[hit.row], overflow="fold"), Text(text, overflow="fold")
-        )
+        name, text = place.index.ids[hit.row], place.index.texts[hit.row] or ""
+        table.add_row(str(rank), f"{hit.score:.4f}", Text(name, overflow="fold"), Text(text, overflow="fold"))
     Console().print(table)
 
 
-def _page(
-    query: Item, hits: Sequence[Hit], index: VectorFile, pictures: Mapping[str, Any], model: str, place: str
-) -> str:
+def _asked(query: Item) -> str:
+    """The query as HTML."""
     from html import escape
-    from string import Template
+
+    from zoo.vectors.gallery import thumbnail
 
     parts = {"instruction": query.instruction, "text": query.text}
     asked = [f"<dt>{kind}</dt><dd>{escape(value)}</dd>" for kind, value in parts.items() if value]
-    asked += [f"<dt>picture</dt><dd>{_figure(image, 'query')}</dd>" for image in query.images]
-    items = []
-    for rank, hit in enumerate(hits, 1):
-        name, path, text = index.ids[hit.row], index.paths[hit.row], index.texts[hit.row]
-        source = pictures.get(name) or (Path(path) if path else None)
-        figure = _figure(source, name) if source is not None else ""
-        shown = f"<div>{escape(text)}</div>" if text else ""
-        score = f'<span class="score">{rank}. &nbsp; {hit.score:.4f}</span>'
-        items.append(f'<li>{figure}{score}{shown}<div class="id">{escape(name)}</div></li>')
-    return Template(Path(__file__).with_name("search.html").read_text("utf-8")).substitute(
-        title=escape(query.text or "a picture"),
-        about=escape(f"{len(index.ids):,} rows of {place}, compared by {model}"),
-        query="".join(asked),
-        hits="\n".join(items),
-    )
-
-
-def _figure(source: Any, name: str) -> str:
-    """The picture as a small `data:` image, or a word where it is gone or unreadable by now."""
-    from html import escape
-
-    from zoo.data.images import data_address
-    from zoo.errors import SampleError
-
-    try:
-        return f'<img alt="{escape(name)}" src="{data_address(source, name, _THUMBNAIL, quality=85)}">'
-    except SampleError:
-        return "<div>(picture not readable)</div>"
-
-
-def _write(page: str, wanted: Path | None, show: bool, remarks: list[str]) -> None:
-    """Write the page where it is wanted, else into the cache; a cache that can't be written is only worth a remark."""
-    from zoo.files import cache_folder, replacing
-
-    path = (wanted or cache_folder() / "search.html").absolute()
-    try:
-        with replacing(path) as partial:
-            partial.write_text(page, "utf-8")
-    except ZooError as error:
-        if wanted is not None:
-            raise
-        remarks.append(f"no page was written: {error} (--html FILE names one)")
-        return
-    print(f"page: {path}")
-    if show:
-        import webbrowser
-
-        webbrowser.open(path.as_uri())
+    asked += [f"<dt>picture</dt><dd>{thumbnail(image, 'query')}</dd>" for image in query.images]
+    return f'<div class="query"><dl>{"".join(asked)}</dl></div>'

@@ -111,6 +111,10 @@ class PCME(nn.Module, Objective):
         scores: Tensor = MatchProbability(scale, bias, self.samples, self.draws.seed)(pictures, texts)
         return scores
 
+    def match_log_probability(self, pictures: Embedding, texts: Embedding) -> Tensor:
+        """(r, C), the scores themselves."""
+        return self.pair_scores(pictures, texts)
+
     def _sampled(self, local: Encoded, everyone: Encoded, name: str, stream: int) -> Samples:
         mean, log_std = self._distribution(everyone, name)
         noise = self.draws.normal((len(mean), self.samples, mean.shape[1]), mean, stream)

@@ -98,6 +98,10 @@ class PCMEPP(nn.Module, Objective):
         scores: Tensor = CSD()(pictures, texts)
         return scores
 
+    def match_log_probability(self, pictures: Embedding, texts: Embedding) -> Tensor:
+        """(r, C) log sigmoid(-a CSD + b)."""
+        return F.logsigmoid(self.scale.detach() * self.pair_scores(pictures, texts) + self.bias.detach())
+
     def _terms(self, local: Encoded, everyone: Encoded, rows: str, columns: str) -> Tensor:
         """(R, 3): mean over the columns of the loss, the same with pseudo-positives, and how many of these there are."""
         left, right = csd_sides(view(local, rows), view(everyone, columns))

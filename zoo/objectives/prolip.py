@@ -112,6 +112,11 @@ class ProLIP(nn.Module, Objective):
         scores: Tensor = CSD()(pictures, texts)
         return scores
 
+    def match_log_probability(self, pictures: Embedding, texts: Embedding) -> Tensor:
+        """(r, C) log sigmoid of the logits; of unit means these are s (1 - CSD / 2) + b."""
+        similarity = 1 + self.pair_scores(pictures, texts) / 2
+        return F.logsigmoid(self.temperature().detach() * similarity + self.bias.detach())
+
     def _match(self, local: Encoded, everyone: Encoded, scale: Tensor) -> Tensor:
         sides = csd_sides(view(local, self.query), view(everyone, self.target), norms=False)
         match = Match(local, everyone, self.query, self.target)
