@@ -89,10 +89,19 @@ class Diary(Callback):
                 raise RuntimeError("killed")
 
 
-def run(folder: Path, diary: Diary, resume: bool = False, workers: int = 0, every: int = 4, **module: object):
+def run(
+    folder: Path,
+    diary: Diary,
+    resume: bool = False,
+    workers: int = 0,
+    every: int = 4,
+    steps: int = -1,
+    **module: object,
+):
     model = Dropped(**module)
     trainer = Trainer(
         max_epochs=3,
+        max_steps=steps,
         val_check_interval=5,
         accelerator="cpu",
         logger=False,
@@ -130,6 +139,19 @@ def test_killed_and_restarted_equals_unbroken(how: str, stop_after: int, unbroke
     assert first.samples == steps.samples[:stop_after]
     for name, value in expected.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("steps", [3, 5, 9, 10, 11, 14, 16, 22, 31])
+def test_more_steps_after_the_end_equal_a_longer_run(steps: int, unbroken, tmp_path: Path) -> None:
+    expected, whole = unbroken
+    first, second = Diary(), Diary()
+    ended = run(tmp_path, first, steps=steps)
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
+    assert state["global_step"] == steps
+    assert all(torch.equal(v, state["state_dict"][k]) for k, v in ended.state_dict().items())
+    model = run(tmp_path, second, resume=True)
+    assert first.samples + second.samples == whole.samples
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in expected.state_dict().items())
 
 
 def test_workers_do_not_change_the_samples(unbroken, tmp_path: Path) -> None:

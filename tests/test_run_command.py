@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import toy
 import yaml
 from PIL import Image
@@ -106,3 +108,27 @@ def test_a_source_that_finds_nothing_is_one_sentence(recipe: Path, capsys: pytes
     assert run("fit", "--config", recipe, "--config", later) == cli.EXIT_BAD_INPUT
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "matches no file" in line
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_an_ended_fit_does_not_seem_finished(
+    recipe: Path, sent: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ZOO_TRACEBACK", raising=False)
+    before = signal.getsignal(signal.SIGINT)
+    raw = yaml.safe_load(recipe.read_text("utf-8"))
+    raw["trainer"] |= {
+        "max_steps": 9,
+        "callbacks": [{"class_path": "toy.Ended", "init_args": {"signal": int(sent), "after": 4}}],
+    }
+    recipe.write_text(yaml.safe_dump(raw), "utf-8")
+    try:
+        assert run("fit", "--config", recipe) == code
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
+    assert not Path("runs/mine/bundle").exists()
+    assert "stopped at step 4; go on with the same command and --ckpt_path last" in capsys.readouterr().out
+    raw["trainer"]["callbacks"] = []
+    recipe.write_text(yaml.safe_dump(raw), "utf-8")
+    assert run("fit", "--config", recipe, "--ckpt_path", "last") == 0
+    assert torch.load("runs/mine/checkpoints/last.ckpt", weights_only=True)["global_step"] == 9

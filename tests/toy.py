@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from zoo.data.images import open_image
@@ -91,6 +93,17 @@ def build(folder: Path, seed: int = 0, **init_args: Any) -> ToyEncoder:
     torch.manual_seed(seed)
     words = recipe(folder)["model"]["init_args"]["processor"]["init_args"]["words"]
     return ToyEncoder(ToyProcessor(words), **init_args)
+
+
+class Ended(Callback):
+    """Sends the process this signal after so many steps, as a scheduler or Ctrl-C does."""
+
+    def __init__(self, signal: int, after: int) -> None:
+        self.signal, self.after = signal, after
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.after:
+            os.kill(os.getpid(), self.signal)
 
 
 class ToyBackbone(nn.Module):

@@ -14,7 +14,8 @@ _STEP_STRIDE = 1_000_003  # a prime: (seed, step, rank) -> seed of that step, wi
 
 
 class ResumableCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`, every `every_n_train_steps` steps, and at once when the process is asked to end (SIGTERM).
+    """Keeps `last.ckpt`: every `every_n_train_steps` steps, at the end, and at once when the process is asked to end
+    (SIGTERM).
 
     What makes the continuation exact: the data order is a function of (seed, epoch, position), and so are the random
     numbers inside the model: every training step starts from a seed made of (`seed`, step, rank), so no generator state
@@ -42,11 +43,15 @@ class ResumableCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when due; save in any case when the process was asked to end (Lightning stops after this hook)."""
+        """Save when due, and in any case what this run ends with.
+
+        Here and not at the very end: Lightning counts an epoch that was cut short as done by then, and more steps that
+        follow would begin the next one.
+        """
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # inside an accumulation window the gradients so far would be lost; the checkpoint before it is exact
         accumulating = trainer.fit_loop._should_accumulate()
-        if trainer.received_sigterm and not accumulating and self._last_global_step_saved != trainer.global_step:
+        if _is_last(trainer) and not accumulating and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,6 +66,14 @@ class ResumableCheckpoint(ModelCheckpoint):
         last = Path(str(self.dirpath)) / "last.ckpt"
         if isinstance(exception, SIGTERMException | KeyboardInterrupt) and last.exists():
             print(f"\nstopped at step {trainer.global_step}; go on with the same command and --ckpt_path last ({last})")
+
+
+def _is_last(trainer: Trainer) -> bool:
+    """Whether Lightning stops after this batch: at a limit, or because it was asked to."""
+    epochs = trainer.max_epochs
+    last_step = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    last_epoch = epochs is not None and epochs >= 0 and trainer.current_epoch + 1 >= epochs
+    return trainer.received_sigterm or trainer.should_stop or last_step or (last_epoch and trainer.is_last_batch)
 
 
 class BestCheckpoint(ModelCheckpoint):

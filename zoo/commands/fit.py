@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from zoo.bundle import write_bundle
 from zoo.callbacks.checkpointing import BestCheckpoint, ResumableCheckpoint
@@ -30,6 +31,8 @@ from zoo.module import EmbeddingModule
 from zoo.parsing import explain
 from zoo.recipe import Card, read_recipe
 from zoo.registry import import_parts
+
+EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells have it
 
 
 class ZooCLI(LightningCLI):
@@ -179,6 +182,18 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
         lambda line: "litlogger" not in line.getMessage()
     )
     argv = with_recipe_files(argv)
+    try:
+        _run(subcommand, argv)
+    except SIGTERMException:  # without a code of its own the process would seem to have come to its end
+        return EXIT_TERMINATED
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning has closed everything, and ends with code 1
+            raise KeyboardInterrupt from end
+        raise
+    return 0
+
+
+def _run(subcommand: str, argv: list[str]) -> None:
     quiet = {"exit_on_error": False}  # a wrong key becomes one sentence (zoo.parsing) instead of a page of usage
     ZooCLI(
         EmbeddingModule,
@@ -192,7 +207,6 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
         parser_kwargs=quiet | {name: quiet for name in ("fit", "validate", "test", "predict")},
         args=[subcommand, *argv],
     )
-    return 0
 
 
 def _recipe_of(args: list[str]) -> str:
