@@ -20,6 +20,7 @@ from zoo.export.folder import export_embedder
 from zoo.loading import load
 from zoo.nn.backbones.timm_image import TimmImage
 from zoo.nn.heads import Projection
+from zoo.nn.picture_mixing import PictureMixing
 from zoo.nn.recurrent import BiRnnText
 from zoo.objectives.infonce import InfoNCE
 from zoo.objectives.objective import Objective
@@ -28,7 +29,7 @@ from zoo.testing import example_samples
 from zoo.types import Item, Sample
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
-WHITE = Image.new("RGB", (40, 40), "white")
+WHITE, GREY, BLACK = (Image.new("RGB", (40, 40), colour) for colour in ("white", "grey", "black"))
 
 
 def encoder(objective: Objective | None = None, **arguments: Any) -> DualEncoder:
@@ -178,3 +179,17 @@ def test_learns_with_a_slow_copy() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[5]
+
+
+def test_mixed_pictures_are_for_training_alone() -> None:
+    module = encoder(mixing=PictureMixing(share=1.0))
+    samples = [
+        Sample(str(i), {"query": Item("a"), "target": Item(images=(p,))}) for i, p in enumerate((WHITE, GREY, BLACK))
+    ]
+    batch = module.processor(samples)
+    encoded = module.train()._encoded(batch)
+    assert set(encoded.mixed) == {"target"} and encoded.mixed["target"].partner.tolist() == [2, 1, 0]
+    plain = module.eval()._encoded(batch)
+    assert plain.mixed == {}
+    assert not torch.allclose(encoded.views["target"].vector[0], plain.views["target"].vector[0])
+    torch.testing.assert_close(encoded.views["target"].vector[1], plain.views["target"].vector[1])  # its own partner

@@ -70,8 +70,8 @@ def test_less_of_an_item_is_less_certain_or_not(tmp_path: Path) -> None:
         trainer, callback = run(kind, tmp_path / kind)
         for what in ("pictures", "texts"):
             assert trainer.callback_metrics[f"test/uncertainty/damaged_{what}"].item() == share
-        cells = [row for row in callback.measures["test"].rows if row[0].startswith("half of")]
-        assert [row[1].split(" %")[0] for row in cells] == [f"{100 * share:.1f}"] * 2
+        cells = [row for row in callback.measures["test"].rows if row[0].endswith("half taken away")]
+        assert [row[2] for row in cells] == [f"{100 * share:.1f} %"] * 2
 
 
 def test_a_variance_that_tells_nothing_has_no_rho(tmp_path: Path) -> None:

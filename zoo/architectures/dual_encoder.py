@@ -17,6 +17,7 @@ from zoo.nn.heads import Head
 from zoo.nn.latent_heads import StatesHead, applied
 from zoo.nn.momentum import Momentum
 from zoo.nn.parts import Part, given, outputs, summed, unit
+from zoo.nn.picture_mixing import PictureMixing
 from zoo.nn.towers import ImageTower, SharedPooling, States, TextTower
 from zoo.registry import register
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs, Item, Sample
@@ -38,6 +39,7 @@ class DualEncoder(EmbeddingModule):
             alone or texts alone, one per row.
         momentum: keep a copy of everything that follows slowly (see `Momentum`), which gives training the further views
             `NAME_momentum` without gradient; None = no copy.
+        mixing: of pictures while training; None = none.
         training: the arguments of `EmbeddingModule`.
     """
 
@@ -50,6 +52,7 @@ class DualEncoder(EmbeddingModule):
         shared: SharedPooling | None = None,
         tokens: bool = False,
         momentum: float | None = None,
+        mixing: PictureMixing | None = None,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -60,6 +63,7 @@ class DualEncoder(EmbeddingModule):
             raise RecipeError("`tokens` and `shared` need heads that act on single tokens, not on all states at once")
         self.shared = shared
         self.tokens = tokens
+        self.mixing = mixing
         self.slow = None if momentum is None else Momentum(self, momentum)
         if self.slow is not None:
             self.slow.model.objective, self.slow.model.processor = None, self.processor
@@ -82,7 +86,9 @@ class DualEncoder(EmbeddingModule):
         return summed([Part(owner, vectors, log_var) for owner, _, vectors, log_var, _ in found], rows)
 
     def _encoded(self, batch: Batch) -> Encoded:
-        """As of every architecture, and while training with the views of the slow copy."""
+        """As of every architecture; while training, of mixed pictures and with the views of the slow copy."""
+        if self.mixing is not None and self.training:
+            batch = self.mixing(batch)
         encoded = super()._encoded(batch)
         if self.slow is None or not self.training:
             return encoded

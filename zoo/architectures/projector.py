@@ -18,6 +18,7 @@ from zoo.nn.heads import Head
 from zoo.nn.latent_heads import StatesHead, UniversalProjection, applied
 from zoo.nn.latent_mixing import LatentMixing
 from zoo.nn.parts import Part, given, outputs, summed, unit
+from zoo.nn.picture_mixing import PictureMixing
 from zoo.nn.towers import ImageTower, PlaceTower, States, TextTower
 from zoo.registry import register
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs, Item, Sample
@@ -41,7 +42,7 @@ class Projector(EmbeddingModule):
     Args:
         encoders: modality (image, text, place) -> encoder.
         heads: modality -> head; on the pooled latent, or on all states (`StatesHead`).
-        mixing: FuseMix's mixing of latents while training; None = none.
+        mixing: FuseMix's mixing of pairs, or PCME++'s of pictures, while training; None = none.
         universal: one part behind all heads that is told the modality (OneEncoder); None = none.
         tokens: modalities whose token latents the heads need; all others are cached pooled alone.
         training: the arguments of `EmbeddingModule`.
@@ -54,7 +55,7 @@ class Projector(EmbeddingModule):
         self,
         encoders: dict[str, ImageTower | TextTower | PlaceTower],
         heads: dict[str, Head | StatesHead],
-        mixing: LatentMixing | None = None,
+        mixing: LatentMixing | PictureMixing | None = None,
         universal: UniversalProjection | None = None,
         tokens: Sequence[str] = (),
         **training: Any,

@@ -1,0 +1,81 @@
+"""Mixed pictures are what the formula says, and the shares that labels get are those of the pixels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zoo.errors import RecipeError
+from zoo.nn.picture_mixing import PictureMixing
+from zoo.types import Batch, Inputs
+
+ROWS = 40
+
+
+def batch(kind: str = "pixels", rows: int = ROWS) -> Batch:
+    """Picture i is the constant i; the query is a text."""
+    shape = (rows, 3, 8, 10) if kind == "pixels" else (rows, 5)
+    values = torch.arange(rows, dtype=torch.float32).reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+    owner = torch.arange(rows)
+    pictures: Inputs = {"rows": owner, "image_rows": owner, kind: values}
+    texts: Inputs = {"rows": owner, "text_rows": owner, "input_ids": owner[:, None], "attention_mask": owner[:, None]}
+    return Batch(
+        views={"query": texts, "target": pictures},
+        owners={"query": owner, "target": owner + 100},
+        keys={"query": owner, "target": owner},
+        labels=torch.full((rows,), -1),
+        weights=torch.ones(rows),
+        ids=[str(i) for i in range(rows)],
+        sources=[""] * rows,
+    )
+
+
+@pytest.mark.parametrize("kind", ["pixels", "image_pooled"])
+@pytest.mark.parametrize("cutmix", [0.0, 2.0])
+def test_shares_are_those_of_the_picture(kind: str, cutmix: float) -> None:
+    given = batch(kind)
+    mixing = PictureMixing(cutmix=cutmix, share=0.5)
+    if kind != "pixels" and cutmix:
+        with pytest.raises(RecipeError, match="the view 'target' holds latents, which CutMix can't cut; set cutmix: 0"):
+            mixing(given)
+        return
+    torch.manual_seed(0)
+    found = mixing(given)
+    assert found.views["query"] is given.views["query"] and set(found.mixed) == {"target"}
+    partner, share = found.mixed["target"].partner, found.mixed["target"].share
+    assert torch.equal(partner, given.owners["target"].flip(0))
+    own = torch.arange(ROWS, dtype=torch.float32)
+    expected = share * own + (1 - share) * own.flip(0)
+    torch.testing.assert_close(found.views["target"][kind].flatten(1).mean(1), expected)
+    assert int((share < 1).sum()) in (ROWS // 2 - 1, ROWS // 2) or cutmix
+    assert torch.equal(given.views["target"][kind], batch(kind).views["target"][kind]), "the batch given was changed"
+
+
+def test_cutmix_pastes_a_rectangle() -> None:
+    torch.manual_seed(1)
+    found = PictureMixing(mixup=0.0, share=1.0)(batch())
+    for row, picture in enumerate(found.views["target"]["pixels"]):
+        other = picture[0] == ROWS - 1 - row
+        assert bool((other | (picture[0] == row)).all()) and torch.equal(picture[0], picture[2])
+        lines, columns = other.any(1), other.any(0)
+        assert int(other.sum()) == int(lines.sum()) * int(columns.sum())
+        assert found.mixed["target"].share[row] == pytest.approx(1 - float(other.float().mean()), abs=1e-6)
+
+
+def test_the_same_seed_mixes_alike_and_nothing_else_is_mixed() -> None:
+    pair = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        pair.append(PictureMixing()(batch()).views["target"]["pixels"])
+    assert torch.equal(*pair)
+    single = batch(rows=1)
+    assert PictureMixing()(single).mixed == {}
+    two = batch()
+    two.views["target"]["text_rows"] = two.owners["query"]  # a picture and a text per row
+    assert PictureMixing()(two).mixed == {}
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.0, "cutmix": 0.0}, {"share": 0.0}, {"mixup": -1.0}])
+def test_settings_that_mix_nothing(settings: dict[str, float]) -> None:
+    with pytest.raises(RecipeError, match="PictureMixing needs mixup or cutmix above 0"):
+        PictureMixing(**settings)
