@@ -26,8 +26,8 @@ class PictureMixing(nn.Module):
         mixup: a of Mixup; 0 = no Mixup. cutmix: a of CutMix; 0 = no CutMix. With both, every row takes one or the other.
         share: of the rows that are mixed; the others stay as they are. The official code of PCME++ has 0.25, and 2 and 2.
 
-    Views that hold nothing but one picture per row are mixed. Cached latents have no area: pooled ones are mixed by Mixup, and
-    CutMix is refused. Random numbers are those of torch's global generator, as dropout's.
+    Views that hold nothing but one picture per row are mixed. Cached latents have no area: pooled ones are mixed by Mixup,
+    and CutMix is refused. Random numbers are those of torch's global generator, as dropout's.
 
     Raises:
         RecipeError: settings that mix nothing, or CutMix of latents.
