@@ -251,7 +251,7 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "wait",
-    [0.0, *(pytest.param(0.05 * n, marks=pytest.mark.slow) for n in range(1, 6))],
+    [0.0, *(pytest.param(0.05 * n, marks=pytest.mark.slow) for n in range(1, 10))],
     ids=lambda wait: f"{wait:.2f}",
 )
 def test_a_fit_on_latents_that_is_killed_ends_with_the_same_weights(wait: float, tmp_path: Path) -> None:

@@ -214,10 +214,12 @@ class EmbeddingModule(LightningModule):
         state. Autograd then yields exactly GradCache's two-pass gradient, with mixed precision and data-parallel training
         as they are (see docs/decisions/gradcache.md).
         """
-        if self.chunk_size is None or not torch.is_grad_enabled():
+        if self.chunk_size is None:
             return self.encode(inputs)
-        chunks = [_checkpointed(self, chunk) for chunk in self.processor.split(inputs, self.chunk_size)]
-        return _joined(chunks)
+        chunks = self.processor.split(inputs, self.chunk_size)
+        if not torch.is_grad_enabled():
+            return _joined([self.encode(chunk) for chunk in chunks])
+        return _joined([_checkpointed(self, chunk) for chunk in chunks])
 
     def _encoded(self, batch: Batch) -> Encoded:
         return Encoded(

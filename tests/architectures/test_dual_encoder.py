@@ -155,6 +155,17 @@ def test_the_slow_copy_follows_and_is_not_trained() -> None:
     assert trained and not trained & {id(p) for p in after.values()}
 
 
+def test_the_slow_copy_is_chunked_as_the_model_is() -> None:
+    whole = distilled().train()
+    chunked = encoder(MomentumDistillation(16, queue_size=12), momentum=0.75, chunk_size=2).train()
+    batch = whole.processor(example_samples())
+    seen: list[int] = []
+    chunked.slow.model.image.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    expected, found = (module._encoded(batch).views["target_momentum"].vector for module in (whole, chunked))
+    assert seen and max(seen) <= 2
+    torch.testing.assert_close(found, expected)
+
+
 def test_the_slow_copy_is_saved_and_silent_in_evaluation() -> None:
     module, other = distilled(), distilled()
     with torch.no_grad():

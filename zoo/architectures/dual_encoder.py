@@ -94,7 +94,7 @@ class DualEncoder(EmbeddingModule):
             return encoded
         self.slow.follow(self)
         with torch.no_grad():
-            slow = {f"{name}_momentum": self.slow.model.encode(inputs) for name, inputs in batch.views.items()}
+            slow = {f"{name}_momentum": self.slow.model.embed(inputs) for name, inputs in batch.views.items()}
         encoded.views |= slow
         encoded.owners = batch.owners | {f"{name}_momentum": rows for name, rows in batch.owners.items()}
         encoded.keys = batch.keys | {f"{name}_momentum": keys for name, keys in batch.keys.items()}
