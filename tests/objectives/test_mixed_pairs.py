@@ -10,6 +10,7 @@ from encoded_rows import check_ranks, check_tiles, close, encoded, leaves, outco
 from zoo.errors import RecipeError
 from zoo.objectives.infonce import InfoNCE
 from zoo.objectives.mixed_pairs import CoinFlipMixup
+from zoo.types import Mixture
 
 
 @pytest.mark.parametrize("side", ["query", "target"])
@@ -30,6 +31,35 @@ def test_equals_two_cross_entropies(side: str, samples: int, smoothing: float) -
 
     expected = sum(lam * entropy(z, own) + (1 - lam) * entropy(z, own.flip(0)) for z in (logits, logits.T)) / 2
     close(outcome(objective(batch, batch)["loss"], leaves(batch)), outcome(expected, leaves(batch)))
+
+
+@pytest.mark.parametrize("mixed", ["query", "target"])
+def test_pictures_that_are_mixtures_already(mixed: str) -> None:
+    batch = encoded(6)
+    lam = float(torch.tensor(0.3))  # shares are fp32
+    batch.mixed = {mixed: Mixture(torch.arange(6).flip(0), torch.full((6,), lam))}
+    objective = CoinFlipMixup(0.125, mixed=("query",)).double()
+    logits = 8 * batch.views["query"].vector @ batch.views["target"].vector.T
+    own = torch.arange(6)
+    expected = (
+        sum(lam * F.cross_entropy(z, own) + (1 - lam) * F.cross_entropy(z, own.flip(0)) for z in (logits, logits.T)) / 2
+    )
+    close(outcome(objective(batch, batch)["loss"], leaves(batch)), outcome(expected, leaves(batch)))
+
+
+def test_several_shares_are_refused() -> None:
+    batch = encoded(4)
+    batch.mixed = {"target": Mixture(torch.arange(4).flip(0), torch.tensor([0.1, 0.2, 0.3, 0.4]))}
+    with pytest.raises(RecipeError, match="per: batch and share: 1 in the PictureMixing of the view 'target'"):
+        CoinFlipMixup()(batch, batch)
+
+
+def test_ranks_with_mixed_pictures() -> None:
+    """Each rank has a share of its own, and partners among its own rows."""
+    batch = encoded(6)
+    share = torch.tensor([0.3, 0.3, 0.8, 0.8, 0.8, 0.8])
+    batch.mixed = {"target": Mixture(torch.tensor([1, 0, 5, 4, 3, 2]), share)}
+    check_ranks(lambda: CoinFlipMixup(0.2, "log"), batch, (2, 4))
 
 
 def test_ranks_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ R rows of a view, each one picture.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class PictureMixing(nn.Module):
     Args:
         mixup: a of Mixup; 0 = no Mixup. cutmix: a of CutMix; 0 = no CutMix. With both, every row takes one or the other.
         share: of the rows that are mixed; the others stay as they are. The official code of PCME++ has 0.25, and 2 and 2.
+        per: "row" draws l for each row, "batch" one for all. chance: of a batch to be mixed at all. ZeroVL mixes every row
+            of half of the batches with one l: mixup 0.1, cutmix 0, share 1, per "batch", chance 0.5.
 
     Views that hold nothing but one picture per row are mixed. Cached latents have no area: pooled ones are mixed by Mixup,
     and CutMix is refused. Random numbers are those of torch's global generator, as dropout's.
@@ -33,22 +36,34 @@ class PictureMixing(nn.Module):
         RecipeError: settings that mix nothing, or CutMix of latents.
     """
 
-    def __init__(self, mixup: float = 2.0, cutmix: float = 2.0, share: float = 0.25) -> None:
+    def __init__(
+        self,
+        mixup: float = 2.0,
+        cutmix: float = 2.0,
+        share: float = 0.25,
+        per: Literal["row", "batch"] = "row",
+        chance: float = 1.0,
+    ) -> None:
         super().__init__()
         if min(mixup, cutmix) < 0 or not (mixup or cutmix) or not 0 < share <= 1:
             raise RecipeError(
                 f"PictureMixing needs mixup or cutmix above 0 and a share in (0, 1], not {mixup}, {cutmix} and {share}"
             )
         self.mixup, self.cutmix, self.share = mixup, cutmix, share
+        self.per, self.chance = per, chance
 
     def forward(self, batch: Batch) -> Batch:
-        """The batch with mixed pictures, and what they are mixtures of."""
+        """The batch with mixed pictures. `mixed` tells of every view, of those that stay as they are with shares of 1: ranks
+        that draw differently must have the same views to gather.
+        """
         views, mixed = dict(batch.views), dict(batch.mixed)
+        mixes = self.chance >= 1 or float(torch.rand(())) < self.chance
         for name, inputs in batch.views.items():
+            owners = batch.owners[name]
+            mixed[name] = Mixture(owners.flip(0), torch.ones(len(owners), device=owners.device))
             kind = _pictures(inputs)
-            if kind and len(inputs["rows"]) > 1:
-                views[name], share = self._mixed(name, inputs, kind)
-                mixed[name] = Mixture(batch.owners[name].flip(0), share)
+            if mixes and kind:
+                views[name], mixed[name].share = self._mixed(name, inputs, kind)
         return replace(batch, views=views, mixed=mixed)
 
     def _mixed(self, name: str, inputs: Inputs, kind: str) -> tuple[Inputs, Tensor]:
@@ -66,7 +81,7 @@ class PictureMixing(nn.Module):
         share = torch.ones(len(own))
         for alpha, rows in ((self.mixup, chosen & ~cut), (self.cutmix, chosen & cut)):
             if alpha:
-                drawn = torch.distributions.Beta(alpha, alpha).sample((len(own),))
+                drawn = torch.distributions.Beta(alpha, alpha).sample((len(own) if self.per == "row" else 1,))
                 share = torch.where(rows, drawn, share)
         keep = share.to(own)[(...,) + (None,) * (own.ndim - 1)]
         values = keep * own + (1 - keep) * own.flip(0)

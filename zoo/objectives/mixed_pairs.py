@@ -1,16 +1,17 @@
-"""Pairs of which one side is a mixture of two samples (ZeroVL's coin-flip mixup, on embeddings)."""
+"""Pairs of which one side is a mixture of two samples (ZeroVL's coin-flip mixup)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import RecipeError
 from zoo.objectives.draws import Draws
 from zoo.objectives.objective import Objective
-from zoo.objectives.pairs import both_ways, mean_share, paired, places
+from zoo.objectives.pairs import Weights, both_ways, mean_share, paired, places
 from zoo.objectives.temperature import Learn, Temperature
 from zoo.types import Encoded
 
@@ -19,7 +20,8 @@ class CoinFlipMixup(nn.Module, Objective):
     """InfoNCE with one side of every pair mixed with its partner's: the other side belongs to both, in the same shares.
 
     Formula:
-        x_i = unit(l x_i + (1 - l) x_i'), l ~ Beta(c, c), one per step; i' the batch in reverse order
+        x_i = unit(l x_i + (1 - l) x_i'), l ~ Beta(c, c), one per step; i' the batch in reverse order. Where the pictures of
+        the step are mixtures already (`PictureMixing`), l and i' are theirs, and no vectors are mixed
         L = l CE(i) + (1 - l) CE(i'), both directions averaged (ZeroVL, arXiv:2112.09331)
 
     Inputs:
@@ -28,16 +30,19 @@ class CoinFlipMixup(nn.Module, Objective):
     Args:
         temperature: start value (official: 0.02, fixed). learn, max_scale, label_smoothing: as in `InfoNCE`.
         beta: c; 0.1 is official, which leaves most batches nearly unmixed.
-        mixed: the views of which one is drawn and mixed at each step. Both, for a fair coin; the texts alone is the part
-            of the official loss that embeddings allow.
+        mixed: the views of which one is drawn and mixed at each step without mixed pictures. Both, for a fair coin on
+            vectors alone; the texts, beside `PictureMixing` of half of the batches, as in the official code.
         seed: of the coin and the shares.
         views: names of the two sides.
 
     Use with: dual encoders, projectors. Relations: at l = 0 or 1 it is InfoNCE, symmetric, without a look at duplicates.
 
-    Differs from the official code, which mixes pictures as pixels and texts after the projection, but before the norm:
-    here both are mixed as unit vectors, so a long vector does not weigh more. Partners are those of the batch of all
-    ranks, not of one rank's.
+    Differs from the official code, which mixes texts after the projection, but before the norm: here they are mixed as unit
+    vectors, so a long vector does not weigh more. Partners of vectors are those of the batch of all ranks, partners of
+    pictures those of a rank's own.
+
+    Raises:
+        RecipeError: pictures mixed in other shares than their partners, which then have no common l.
     """
 
     def __init__(
@@ -66,15 +71,34 @@ class CoinFlipMixup(nn.Module, Objective):
         scale = self.temperature()
         share, coin = self.draws.beta((self.beta, 1.0))  # Beta(1, 1) is uniform
         self.draws.advance()
-        side = self.mixed[min(int(coin * len(self.mixed)), len(self.mixed) - 1)]
-        left, right = (
-            self._mixture(paired(everyone, name), share) if name == side else paired(everyone, name)
-            for name in (self.query, self.target)
-        )
+        left, right = paired(everyone, self.query), paired(everyone, self.target)
         own = places(local, everyone)
-        losses = both_ways(left, right, scale, own, len(left) - 1 - own, (share, 1 - share), self.label_smoothing)
+        partner = len(left) - 1 - own
+        weights: Weights = (share, 1 - share)
+        if given := [
+            n for n in (self.query, self.target) if n in everyone.mixed and (everyone.mixed[n].share < 1).any()
+        ]:
+            partner, weights = self._given(everyone, given[0], own)
+        elif self.mixed[min(int(coin * len(self.mixed)), len(self.mixed) - 1)] == self.query:
+            left = _mixture(left, share)
+        else:
+            right = _mixture(right, share)
+        losses = both_ways(left, right, scale, own, partner, weights, self.label_smoothing)
         return {"loss": mean_share(losses, local, everyone), "temperature": (1 / scale).detach()}
 
     @staticmethod
-    def _mixture(vectors: Tensor, share: float) -> Tensor:
-        return F.normalize(share * vectors + (1 - share) * vectors.flip(0), dim=-1)
+    def _given(everyone: Encoded, name: str, own: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Places of the partners of the rows `own` among all samples, and the weights of own and partner."""
+        mixture, order = everyone.mixed[name], everyone.owners[name].argsort(stable=True)
+        partner = torch.searchsorted(everyone.sample, mixture.partner[order])
+        share = mixture.share[order]
+        if not torch.equal(share[partner], share):
+            raise RecipeError(
+                f"CoinFlipMixup needs one share for the pictures of a step; set per: batch and share: 1 in the "
+                f"PictureMixing of the view '{name}'"
+            )
+        return partner[own], (share[own], 1 - share[own])
+
+
+def _mixture(vectors: Tensor, share: float) -> Tensor:
+    return F.normalize(share * vectors + (1 - share) * vectors.flip(0), dim=-1)

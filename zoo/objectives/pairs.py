@@ -31,15 +31,20 @@ def places(local: Encoded, everyone: Encoded) -> Tensor:
     return torch.searchsorted(everyone.sample, local.sample)
 
 
+Weights = tuple[float, float] | tuple[Tensor, Tensor]
+"""How right a row's own column is, and its partner's: of all rows, or (R,) of each."""
+
+
 def two_targets(
-    own: Tensor, partner: Tensor, weights: tuple[float, float], columns: int, dtype: torch.dtype = torch.float32
+    own: Tensor, partner: Tensor, weights: Weights, columns: int, dtype: torch.dtype = torch.float32
 ) -> Target:
     """Targets of rows that are mixtures: the column `own` with the first weight, `partner` with the second, both (R,)."""
+    of_rows = [torch.as_tensor(weight, dtype=dtype, device=own.device).expand(len(own)) for weight in weights]
 
     def target(part: slice) -> Tensor:
         cells = torch.zeros(len(own[part]), columns, dtype=dtype, device=own.device)
-        for place, weight in zip((own, partner), weights, strict=True):
-            cells.scatter_add_(1, place[part, None], torch.full_like(cells[:, :1], weight))
+        for place, weight in zip((own, partner), of_rows, strict=True):
+            cells.scatter_add_(1, place[part, None], weight[part, None])
         return cells
 
     return target
@@ -51,13 +56,13 @@ def both_ways(
     scale: Tensor,
     own: Tensor,
     partner: Tensor,
-    weights: tuple[float, float],
+    weights: Weights,
     smoothing: float = 0.0,
 ) -> Tensor:
     """Losses (R,) of the rows `own` of `left` against all of `right` and the other way round, averaged.
 
-    left, right: (N, E) of all samples; own, partner: (R,) places of this rank's samples and of their partners; weights: how
-    right the own column is, and the partner's.
+    left, right: (N, E) of all samples; own, partner: (R,) places of this rank's samples and of their partners; weights: see
+    `Weights`.
     """
     target = two_targets(own, partner, weights, len(right), left.dtype)
     forth = softmax_losses(left[own], right, scale, target, smoothing=smoothing).rows

@@ -62,7 +62,7 @@ class SoftMatch:
 def _origins(encoded: Encoded, name: str) -> list[tuple[Encoded, Tensor]]:
     """The samples that the rows of a view are made of, as if each row was that sample's, and their shares (R,)."""
     owners = encoded.owners[name]
-    if name not in encoded.mixed:
+    if name not in encoded.mixed or bool((encoded.mixed[name].share == 1).all()):
         return [(encoded, torch.ones_like(owners, dtype=torch.float32))]
     mixture = encoded.mixed[name]
     keys = key_of_owner(encoded, name, mixture.partner)
