@@ -43,6 +43,20 @@ def test_lines_break_where_they_are_full_and_lose_nothing_that_fits() -> None:
     assert not whole and len(lines) == 4 and (text * 10).startswith("".join(lines))
 
 
+def test_letters_of_fixed_pitch_keep_to_their_cells() -> None:
+    rendering, text = Rendering(line=16, pitch="fixed"), "mw il. iw"
+    lines, whole = rendering.lines(text, 64)
+    assert whole and lines == ["mw il. i", "w"]
+    page = np.asarray(rendering.picture(lines, 64))[..., 0]
+    cells = {place: page[:16, 8 * place : 8 * place + 8] for place in range(8)}
+    inked = [place for place, cell in cells.items() if (cell == 0).any()]
+    assert inked == [place for place, letter in enumerate(lines[0]) if letter != " "]
+    assert (cells[3] == cells[7]).all() and (cells[1] == page[16:32, :8]).all()  # the same letter, the same pixels
+    assert not (cells[0] == cells[1]).all() and set(np.unique(page)) == {0, 127}
+    with pytest.raises(ValueError, match="'fixed' or 'proportional', not 'mono'"):
+        Rendering(pitch="mono")
+
+
 def test_case_and_spaces() -> None:
     assert (grey("Hello  World") == grey("hello world")).all()
     assert not (grey("Hello", lower=False) == grey("hello", lower=False)).all()

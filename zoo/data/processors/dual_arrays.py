@@ -128,6 +128,8 @@ class Rendering:
 
     Args:
         line: height of a line in pixels (official: 16).
+        pitch: "fixed" gives every letter a cell of half the line's height, as Unifont's Latin letters have: patches of
+            that size, or twice it, then hold whole letters; what is wider is condensed. "proportional" is the font's own.
         ink: grey value of the letters.
         background: grey value of the page.
         lower: lower-case first.
@@ -135,10 +137,15 @@ class Rendering:
     """
 
     line: int = 16
+    pitch: str = "proportional"
     ink: int = 0
     background: int = 127
     lower: bool = True
     most: int = 768
+
+    def __post_init__(self) -> None:
+        if self.pitch not in ("fixed", "proportional"):
+            raise ValueError(f"the pitch of letters is 'fixed' or 'proportional', not '{self.pitch}'")
 
     def lines(self, text: str, side: int) -> tuple[list[str], bool]:
         """The lines that fit on a square of `side` pixels, and whether all of the text does.
@@ -151,7 +158,7 @@ class Rendering:
             raise ValueError("no character of the text can be drawn: the font knows Latin letters and digits")
         lines, x = [""], 0.0
         for letter in letters[: self.most]:
-            width = _font(self.line).getlength(letter, mode="1")
+            width = self.line // 2 if self.pitch == "fixed" else _font(self.line).getlength(letter, mode="1")
             if x + width > side:
                 if (len(lines) + 1) * self.line > side:
                     return lines, False
@@ -166,7 +173,11 @@ class Rendering:
         drawing = ImageDraw.Draw(page)
         drawing.fontmode = "1"
         for row, line in enumerate(lines):
-            drawing.text((0, row * self.line), line, fill=self.ink, font=_font(self.line))
+            if self.pitch == "fixed":
+                for place, letter in enumerate(line):
+                    page.paste(self.ink, (place * (self.line // 2), row * self.line), _cell(self.line, letter))
+            else:
+                drawing.text((0, row * self.line), line, fill=self.ink, font=_font(self.line))
         return page.convert("RGB")
 
 
@@ -179,6 +190,21 @@ def _font(line: int) -> ImageFont.FreeTypeFont:
         if sum(font.getmetrics()) <= line:
             return font.font_variant(layout_engine=ImageFont.Layout.BASIC)  # the other one is not everywhere
     raise ValueError(f"no letter fits into a line of {line} pixels")
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _cell(line: int, letter: str) -> Image.Image:
+    """The letter in the middle of a cell half as wide as the line is high, 255 where there is ink."""
+    font, width = _font(line), line // 2
+    drawn = Image.new("L", (max(1, round(font.getlength(letter, mode="1"))), line))
+    drawing = ImageDraw.Draw(drawn)
+    drawing.fontmode = "1"
+    drawing.text((0, 0), letter, fill=255, font=font)
+    if drawn.width > width:
+        drawn = drawn.resize((width, line), Image.Resampling.BOX).point(lambda ink: 255 if ink >= 96 else 0)
+    cell = Image.new("L", (width, line))
+    cell.paste(drawn, ((width - drawn.width) // 2, 0))
+    return cell
 
 
 @functools.lru_cache(maxsize=1 << 16)
