@@ -68,9 +68,7 @@ class CaptionRetrieval(TaskSource):
     ) -> None:
         if "{}" not in template:
             raise RecipeError(f"the template '{template}' has no {{}} for the caption")
-        for direction in (*which, *(instructions or {})):
-            if direction not in _DIRECTIONS:
-                raise UnknownNameError("direction", direction, _DIRECTIONS)
+        check_directions((*which, *(instructions or {})))
         if captions_per_image < 1 or (fold is not None and fold < 1):
             raise RecipeError(f"captions_per_image is {captions_per_image}, fold is {fold}; both are at least 1")
         self.path, self.images, self.split = Path(path).expanduser(), images, split
@@ -133,6 +131,13 @@ class CaptionRetrieval(TaskSource):
             pools = [pictures[owner // self.fold] for owner in owners]
         label = f"{name}-{self.fold}"
         return replace(task, name=task.name.replace(f"[{name}]", f"[{label}]"), pools=pools, rsum=task.rsum and label)
+
+
+def check_directions(which: Sequence[str]) -> None:
+    """Raise UnknownNameError for a direction that captions do not have."""
+    for direction in which:
+        if direction not in _DIRECTIONS:
+            raise UnknownNameError("direction", direction, _DIRECTIONS)
 
 
 def _from_folder(path: Path) -> list[_Picture]:
