@@ -22,9 +22,9 @@ class EccvCaption(TaskSource):
     """Retrieval among all 5,000 pictures and 25,000 captions of COCO's test split, by the ground truth of `eccv_caption`.
 
     COCO counts one picture as right for a caption, though many are. With `truth: eccv` 1,261 pictures and 1,332 captions
-    are the queries, with 22,550 and 11,279 right answers, measured by mAP@R, R-precision and recall@1; with `truth: cxc` all
-    are, measured by recall. Two of the right captions of `eccv` are not among the split's 25,000 and are left out here; in the
-    package's own figures nobody can find them.
+    are the queries, with 22,550 and 11,279 right answers, measured by mAP@R, R-precision and recall@1; with `truth: cxc`
+    all are, measured by recall. Two of the right captions of `eccv` are not among the split's 25,000 and are left out; in
+    the package's own figures nobody can find them.
 
     Args:
         path: COCO's `annotations/captions_val2014.json`.
