@@ -138,13 +138,15 @@ class Embedder:
         result = vectors[0] if single else vectors
         return result if convert_to_numpy else torch.from_numpy(result)
 
-    def encode_gaussian(self, items: Any, *, side: Side = "document", batch_size: int = 32) -> tuple[Vectors, Vectors]:
-        """Things -> unit means and log-variances, both (N, E) float32, of a probabilistic model.
+    def encode_gaussian(
+        self, items: Any, *, side: Side = "document", batch_size: int = 32, instruction: str | None = None
+    ) -> tuple[Vectors, Vectors]:
+        """Things -> unit means and log-variances, both (N, E) float32, of a probabilistic model. Arguments as of `encode`.
 
         Raises:
             ZooError: the model is not probabilistic. Others: as `encode`.
         """
-        listed = to_items([items] if is_single(items) else list(items), None)
+        listed = to_items([items] if is_single(items) else list(items), instruction)
         both = np.zeros((len(listed), 2 * self.dim), np.float32)
         for rows, part in self.stream(listed, side=side, batch_size=batch_size, log_var=True):
             both[rows] = part

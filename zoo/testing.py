@@ -220,9 +220,48 @@ def check_architecture(module: EmbeddingModule) -> None:
 
 
 def check_export(module: EmbeddingModule, folder: Path, tolerance: float = 1e-4) -> None:
-    """Every graph, in ONNX Runtime, at every example size, equals torch within `tolerance`."""
+    """Every graph, in ONNX Runtime, at every example size, equals torch within `tolerance`. Of a probabilistic module, the
+    runtime without torch does, too, if there is one for its processor.
+    """
     from zoo.export.verify import export_and_verify
 
+    if _probabilistic(module) and callable(getattr(module.processor, "export", None)):
+        check_gaussian_runtime(module, folder, tolerance)
+        return
     errors = export_and_verify(module.eval().export_graphs(), folder, tolerance=tolerance)
     for name, error in errors.items():
         assert error <= tolerance, f"graph '{name}' differs from torch by {error:.2e}"
+
+
+def check_variances(module: EmbeddingModule) -> None:
+    """Graphs that give vectors give log-variances exactly if `encode` does."""
+    expected = _probabilistic(module)
+    for graph in module.export_graphs():
+        if "embeddings" in graph.outputs:
+            assert ("log_var" in graph.outputs) == expected, (
+                f"graph '{graph.name}' has the outputs {', '.join(graph.outputs)}, but `encode` gives vectors "
+                f"{'with' if expected else 'without'} log-variances"
+            )
+
+
+def check_gaussian_runtime(module: EmbeddingModule, folder: Path, tolerance: float = 1e-4) -> None:
+    """A probabilistic module, exported into `folder`, gives torch's means and log-variances without torch within `tolerance`
+    (relative to the largest of them where that is above 1), for every example item that it takes.
+    """
+    from zoo.embedder import Embedder
+    from zoo.export.folder import export_embedder, import_runtime
+    from zoo.export.verify import max_difference
+
+    check_variances(module)
+    embedder = Embedder(module, {}, name="the checked module", weights=None)
+    export_embedder(embedder, folder, tolerance=tolerance)
+    runtime, items = import_runtime(folder), accepted_items(module)
+    given = [runtime.Item(item.text, item.images, item.instruction) for item in items]
+    found = runtime.Embedder(folder).encode_gaussian(given)
+    for name, values, expected in zip(("means", "log-variances"), found, embedder.encode_gaussian(items), strict=True):
+        error = max_difference(values, expected)
+        assert error <= tolerance, f"{name} of the exported runtime differ from torch by {error:.2e}"
+
+
+def _probabilistic(module: EmbeddingModule) -> bool:
+    return embed_items(module, accepted_items(module)).log_var is not None

@@ -3,11 +3,13 @@
 
 python embed.py FOLDER --text "a red fish" --image fish.png --instruction "what is this?"
 python embed.py FOLDER --jsonl items.jsonl --side document --out vectors.npy
+python embed.py FOLDER --text "a fish" --log-var      # of a probabilistic model: how sure it is, too
 python embed.py FOLDER --check
 
 from embed import Embedder
 model = Embedder("FOLDER")
 scores = model.encode_query(["a red fish"]) @ model.encode_document([Path("fish.png"), Path("cat.png")]).T
+means, log_var = model.encode_gaussian(["a red fish"])  # of a probabilistic model
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ except ImportError as error:
     raise ImportError(f"embed.py needs {error.name}: pip install onnxruntime numpy pillow tokenizers") from error
 
 FORMAT = 1
+Array = np.ndarray[Any, Any]
 _VIEWS = {"query": "query", "document": "target"}
 _FIELDS = ("text", "image", "images", "instruction", "place")
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -61,6 +64,8 @@ class Embedder:
     One thing to embed is a str (text), a Path, bytes or PIL image (picture), or a dict with any of `text`, `image` (or
     `images`), `place` and `instruction`, in which a str under `image` is a path.
 
+    A model is `probabilistic` if it gives a log-variance beside every value of a vector.
+
     Args:
         folder: what `zoo export` wrote.
         threads: for onnxruntime; None = all cores.
@@ -77,6 +82,8 @@ class Embedder:
         self.manifest = _manifest(self.folder)
         self.name: str = self.manifest["name"]
         self.dim: int = self.manifest["dim"]
+        self.probabilistic: bool = self.manifest.get("probabilistic", False)
+        self._outputs = ("embeddings", "log_var") if self.probabilistic else ("embeddings",)
         self._options = onnxruntime.SessionOptions()
         self._options.log_severity_level = 3  # errors
         self._options.intra_op_num_threads = threads or 0
@@ -85,17 +92,17 @@ class Embedder:
         self._arrays = _arrays(self.folder, self.manifest)
         self._compose = {"vlm": self._of_language_model, "dual": self._of_towers}[self.manifest["processor"]["kind"]]
 
-    def encode_query(self, items: Any, **options: Any) -> np.ndarray[Any, Any]:
+    def encode_query(self, items: Any, **options: Any) -> Array:
         """`encode` with the prompt of queries."""
         return self.encode(items, side="query", **options)
 
-    def encode_document(self, items: Any, **options: Any) -> np.ndarray[Any, Any]:
+    def encode_document(self, items: Any, **options: Any) -> Array:
         """`encode` with the prompt of documents (candidates)."""
         return self.encode(items, side="document", **options)
 
     def encode(
         self, items: Any, *, side: str = "document", instruction: str | None = None, batch_size: int = 32
-    ) -> np.ndarray[Any, Any]:
+    ) -> Array:
         """Things -> unit vectors (N, E) float32 in the order given; (E,) for one thing.
 
         Args:
@@ -107,26 +114,38 @@ class Embedder:
         Raises:
             EmbedError: an item can't be used; names its position.
         """
-        if side not in _VIEWS:
-            raise EmbedError(f"side must be 'query' or 'document', not '{side}'")
-        single = isinstance(items, str | bytes | Path | Mapping | Item | Image.Image)
-        listed = [_item(thing, instruction, i) for i, thing in enumerate([items] if single else items)]
-        order = sorted(range(len(listed)), key=lambda i: (len(listed[i].images), len(listed[i].text or "")))
-        vectors = np.zeros((len(listed), self.dim), np.float32)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            vectors[rows] = self._embed([listed[row] for row in rows], rows, side)
-        return vectors[0] if single else vectors
+        vectors = self._encoded(items, side, instruction, batch_size)[0]
+        return vectors[0] if _is_single(items) else vectors
+
+    def encode_gaussian(
+        self, items: Any, *, side: str = "document", instruction: str | None = None, batch_size: int = 32
+    ) -> tuple[Array, Array]:
+        """Things -> unit means and log-variances, both (N, E) float32; N = 1 for one thing. Arguments as of `encode`.
+
+        Raises:
+            EmbedError: the model is not probabilistic. Others: as `encode`.
+        """
+        if not self.probabilistic:
+            raise EmbedError(
+                f"{self.name} gives vectors without variances: use encode, or export a probabilistic model (one that an "
+                "older zoo exported has to be exported again)"
+            )
+        means, log_var = self._encoded(items, side, instruction, batch_size)
+        return means, log_var
 
     def check(self) -> dict[str, float]:
-        """Embed the golden items of the folder: description -> largest difference to the vector that torch gave."""
+        """Embed the golden items of the folder: description -> largest difference to the values that torch gave.
+
+        Relative to the largest of them where that is above 1, as log-variances are; infinite for what is not finite.
+        """
         items = json.loads((self.folder / self.manifest["golden"]).read_text("utf-8"))
         differences = {}
         for item in items:
             images = tuple(self.folder / image for image in item["images"])
             given = Item(item["text"], images, item["instruction"], tuple(item["place"]) if "place" in item else None)
-            vector = self.encode(given, side=item["side"])
-            differences[item["name"]] = float(np.abs(vector - np.array(item["vector"], np.float32)).max())
+            expected = [item["vector"], item["log_var"]] if self.probabilistic else [item["vector"]]
+            found = self._encoded(given, item["side"], None, 1)[:, 0]
+            differences[item["name"]] = max(map(_difference, found, np.array(expected, np.float32)))
         return differences
 
     def verify_files(self) -> None:
@@ -138,7 +157,20 @@ class Embedder:
                         f"{self.folder / name} was changed after the export; copy or export the folder again"
                     )
 
-    def _embed(self, items: list[Item], rows: list[int], side: str) -> np.ndarray[Any, Any]:
+    def _encoded(self, items: Any, side: str, instruction: str | None, batch_size: int) -> Array:
+        """(1, N, E) vectors, or (2, N, E) means and log-variances, in the order given."""
+        if side not in _VIEWS:
+            raise EmbedError(f"side must be 'query' or 'document', not '{side}'")
+        things = [items] if _is_single(items) else items
+        listed = [_item(thing, instruction, i) for i, thing in enumerate(things)]
+        order = sorted(range(len(listed)), key=lambda i: (len(listed[i].images), len(listed[i].text or "")))
+        found = np.zeros((len(self._outputs), len(listed), self.dim), np.float32)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            found[:, rows] = self._embed([listed[row] for row in rows], rows, side)
+        return found
+
+    def _embed(self, items: list[Item], rows: list[int], side: str) -> Array:
         images = [[_open(image, f"item {row}") for image in item.images] for item, row in zip(items, rows, strict=True)]
         query = _VIEWS[side] in self.manifest["processor"]["query_views"]
         try:
@@ -160,20 +192,29 @@ class Embedder:
             raise ValueError("this model takes no places; leave the place out")
         return []
 
-    def _of_language_model(self, arrays: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    def _of_language_model(self, arrays: dict[str, Array]) -> Array:
         """Pictures become features, and a language model reads them with the text."""
-        return self._run("language", arrays | {"image_features": self._image_features(arrays)})
+        return np.stack(self._run("language", arrays | {"image_features": self._image_features(arrays)}, self._outputs))
 
-    def _of_towers(self, arrays: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-        """The unit vectors of an item's pictures, texts and places are added up and normalised."""
+    def _of_towers(self, arrays: dict[str, Array]) -> Array:
+        """The unit vectors of an item's pictures, texts and places are added up and normalised.
+
+        Variances add up as well, and shrink with the square of the norm that is divided by.
+        """
         total = np.zeros((len(arrays["rows"]), self.dim), np.float32)
+        log_var = np.full_like(total, -np.inf)  # a sum of variances, kept as its logarithm: no variance is out of range
         for graph in ("image", "text", "place"):
             owner = f"{graph}_rows"
-            if owner in arrays:
-                np.add.at(total, arrays[owner], self._run(graph, arrays))
-        return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+            if owner not in arrays:
+                continue
+            vectors, *variances = self._run(graph, arrays, self._outputs)
+            np.add.at(total, arrays[owner], vectors)
+            for values in variances:
+                np.logaddexp.at(log_var, arrays[owner], values)
+        norm = np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+        return np.stack([total / norm, log_var - 2 * np.log(norm)][: len(self._outputs)])
 
-    def _image_features(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    def _image_features(self, arrays: Mapping[str, Array]) -> Array:
         if "patches" not in arrays:  # text only: one row that no token asks for
             shape = next(
                 i["shape"] for i in self.manifest["graphs"]["language"]["inputs"] if i["name"] == "image_features"
@@ -182,16 +223,24 @@ class Embedder:
         count, patches = arrays["patches"].shape[:2]
         step = max(1, _ATTENTION_CELLS // patches**2)
         names = ("patches", "patch_positions", "patch_mask")
-        parts = [self._run("vision", {n: arrays[n][i : i + step] for n in names}) for i in range(0, count, step)]
+        parts = [self._run("vision", {n: arrays[n][i : i + step] for n in names})[0] for i in range(0, count, step)]
         return np.concatenate(parts)
 
-    def _run(self, graph: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    def _run(self, graph: str, arrays: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
+        """The outputs of these names; None = all."""
         if graph not in self._sessions:  # at first use: a text search never loads the vision graph
             path = self.folder / self.manifest["graphs"][graph]["file"]
             self._sessions[graph] = onnxruntime.InferenceSession(str(path), self._options, providers=self._providers)
         inputs = {entry["name"]: arrays[entry["name"]] for entry in self.manifest["graphs"][graph]["inputs"]}
-        result: np.ndarray[Any, Any] = self._sessions[graph].run(None, inputs)[0]
+        result: list[Array] = self._sessions[graph].run(outputs, inputs)
         return result
+
+
+def _difference(found: Array, expected: Array) -> float:
+    """See `Embedder.check`."""
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return float("inf")
+    return float(np.abs(found - expected).max()) / max(1.0, float(np.abs(expected).max()))
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------
@@ -257,6 +306,11 @@ def _module(folder: Path, file: str, listed: Mapping[str, Any]) -> ModuleType:
 
 
 # ---- items -----------------------------------------------------------------------------------------------------------
+
+
+def _is_single(items: Any) -> bool:
+    """Whether this is one thing to embed, and not several."""
+    return isinstance(items, str | bytes | Path | Mapping | Item | Image.Image)
 
 
 def _item(thing: Any, instruction: str | None, position: int) -> Item:
@@ -359,6 +413,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--side", choices=list(_VIEWS), default="document", help="whose prompt to use (default document)"
     )
     parser.add_argument("--out", type=Path, help="write the vectors here as .npy instead of printing them")
+    parser.add_argument(
+        "--log-var", action="store_true", help="the log-variances, too: printed, or beside OUT as NAME.log_var.npy"
+    )
     parser.add_argument("--threads", type=int, help="processor threads; default all")
     parser.add_argument("--check", action="store_true", help="verify all files and the golden items")
     args = parser.parse_args(arguments)
@@ -366,14 +423,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = Embedder(args.folder, threads=args.threads)
         if args.check:
             return _check(model)
-        vectors = model.encode(list(_requested(args)), side=args.side, instruction=args.instruction)
+        encode = model.encode_gaussian if args.log_var else model.encode
+        found = encode(list(_requested(args)), side=args.side, instruction=args.instruction)
+        means, log_var = found if args.log_var else (found, None)
         if args.out is None:
-            for vector in vectors:
-                print(json.dumps([round(float(value), 7) for value in vector]))
+            _print(means, log_var)
         else:
-            with args.out.open("wb") as file:  # np.save would append .npy to another name
-                np.save(file, vectors)
-            print(f"{args.out}: {len(vectors)} vectors of {model.dim} values")
+            _write(args.out, means, log_var)
     except (EmbedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -396,6 +452,28 @@ def _requested(args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         if not isinstance(fields, dict):
             raise EmbedError(f"{args.jsonl}, line {number}: not an object with any of {', '.join(_FIELDS)}")
         yield fields
+
+
+def _print(means: Array, log_var: Array | None) -> None:
+    """One line of JSON per item: its vector, or an object with both."""
+    for row, mean in enumerate(means):
+        vector = _rounded(mean)
+        print(json.dumps(vector if log_var is None else {"vector": vector, "log_var": _rounded(log_var[row])}))
+
+
+def _rounded(values: Array) -> list[float]:
+    return [round(float(value), 7) for value in values]
+
+
+def _write(out: Path, means: Array, log_var: Array | None) -> None:
+    """The vectors as `out`, the log-variances beside it (X.npy, X.log_var.npy)."""
+    beside = out.with_name(f"{out.stem}.log_var{out.suffix}")
+    for path, values in ((beside, log_var), (out, means)):
+        if values is not None:
+            with path.open("wb") as file:  # np.save would append .npy to another name
+                np.save(file, values)
+    more = "" if log_var is None else f"; their log-variances: {beside}"
+    print(f"{out}: {len(means)} vectors of {means.shape[1]} values{more}")
 
 
 def _check(model: Embedder) -> int:

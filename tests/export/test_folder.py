@@ -86,7 +86,7 @@ def test_runtime_with_other_vectors_leaves_nothing_behind(
     spec = embedder.processor.spec()
     template = spec["template"] | {"suffix": ""}
     monkeypatch.setattr(embedder.processor, "spec", lambda: spec | {"template": template})
-    with pytest.raises(ZooError, match=r"another vector than torch for the golden item 'text'.*differ by"):
+    with pytest.raises(ZooError, match=r"other values than torch for the golden item 'text'.*differ by"):
         export_embedder(embedder, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,7 +15,7 @@ from zoo.callbacks.report_page import sheet
 from zoo.callbacks.vectors import embed_items
 from zoo.data.damage import damaged_pairs
 from zoo.errors import RecipeError
-from zoo.metrics.probabilistic import UncertaintyReport, match_calibration, total_variance, uncertainty_report
+from zoo.metrics.probabilistic import Score, UncertaintyReport, match_calibration, total_variance, uncertainty_report
 from zoo.metrics.uncertainty import Bins
 from zoo.types import Embedding, Item, RetrievalTask
 
@@ -28,8 +28,6 @@ _NOTE = (
 )
 _HISTOGRAM = 20  # bars
 _MOST_DAMAGED = 500  # items of a kind in the controlled test (ours)
-
-Score = Callable[[Embedding, Embedding], Tensor]
 
 
 class UncertaintyEvaluation(CollectedEmbeddings):

@@ -16,6 +16,7 @@ from zoo.errors import ZooError
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
 
     from zoo.vectors.place import Place
 
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print(order: Sequence[int], uncertainty: np.ndarray, place: Place) -> None:  # type: ignore[type-arg]
+def _print(order: Sequence[int], uncertainty: npt.NDArray[np.float64], place: Place) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -17,7 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a model as `zoo list` prints it, or path:FOLDER of a bundle or run")
     parser.add_argument("input", type=Path, help="a folder of pictures, a .parquet or a .jsonl file")
     parser.add_argument(
-        "--out", type=Path, required=True, help="the result: .parquet, or .npy with .ids.jsonl beside it"
+        "--out",
+        type=Path,
+        required=True,
+        help="the result: .parquet, or .npy with .ids.jsonl (and .log_var.npy) beside it",
     )
     parser.add_argument("--text-column", metavar="NAME", help="default: text, if there is one")
     parser.add_argument("--image-column", metavar="NAME", help="default: image; paths or bytes")
@@ -39,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Embed; returns 0, or 3 if rows were left out."""
     import zoo
+    from zoo.vectors.files import LOG_VAR_NPY
     from zoo.vectors.rows import open_rows
     from zoo.vectors.run import embed_rows
 
@@ -62,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     elif result.before:
         print(f"{result.before:,} of {result.rows:,} rows had been done before")
     print(f"{result.rows - result.bad:,} vectors of {embedder.dim} values in {args.out}")
+    if embedder.probabilistic and args.out.suffix == ".npy":
+        print(f"their log-variances in {args.out}{LOG_VAR_NPY}")
     if result.bad:
         print(f"{result.bad:,} rows could not be used; {args.out}.bad.jsonl lists them")
     return EXIT_SOME_BAD if result.bad else 0

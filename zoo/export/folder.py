@@ -9,7 +9,7 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -45,7 +45,7 @@ class Exported:
     folder: Path
     graphs: dict[str, Verified]
     runtime: dict[str, float]
-    """golden item -> largest difference of the runtime's vector to torch's"""
+    """golden item -> largest difference of the runtime's values to torch's"""
 
 
 def export_embedder(
@@ -77,7 +77,7 @@ def export_embedder(
         verified = export_all(graphs, partial, tolerance, opset, report)
         processor = embedder.processor.export(partial)
         shutil.copyfile(runtime_source(), partial / "embed.py")
-        write_golden(embedder, partial, report)
+        write_golden(embedder, partial, report, probabilistic(graphs))
         manifest = _manifest(embedder, graphs, verified, processor, opset, tolerance)
         (partial / "README.md").write_text(readme(manifest), "utf-8")
         manifest["files"] = _files(partial)
@@ -87,14 +87,19 @@ def export_embedder(
     return Exported(folder, verified, runtime)
 
 
+def probabilistic(graphs: Sequence[Graph]) -> bool:
+    """Whether every graph that gives vectors gives their log-variances, too."""
+    return all("log_var" in graph.outputs for graph in graphs if "embeddings" in graph.outputs)
+
+
 def check_runtime(folder: Path, tolerance: float = TOLERANCE) -> dict[str, float]:
     """Run `embed.py` of an export folder on its golden items: item -> largest difference to torch.
 
     Raises:
-        ZooError: the runtime does not work, or a vector differs by more than `tolerance`.
+        ZooError: the runtime does not work, or a vector or log-variance differs by more than `tolerance`.
     """
     with _no_bytecode():
-        runtime = _import(folder / "embed.py")
+        runtime = import_runtime(folder)
         try:
             differences: dict[str, float] = runtime.Embedder(folder).check()
         except runtime.EmbedError as error:
@@ -102,7 +107,7 @@ def check_runtime(folder: Path, tolerance: float = TOLERANCE) -> dict[str, float
     for name, difference in differences.items():
         if not difference <= tolerance:
             raise ZooError(
-                f"the exported runtime gives another vector than torch for the golden item '{name}': "
+                f"the exported runtime gives other values than torch for the golden item '{name}': "
                 f"they differ by {difference:.2e}, allowed is {tolerance:.0e}"
             )
     return differences
@@ -151,6 +156,7 @@ def _manifest(
         "weights": {"source": public_source(embedder.weights), "fingerprint": embedder.fingerprint()},
         "license": embedder.card.get("license"),
         "dim": embedder.dim,
+        **({"probabilistic": True} if probabilistic(graphs) else {}),
         "opset": opset,
         "tolerance": tolerance,
         "graphs": {graph.name: _graph(graph, verified[graph.name]) for graph in graphs},
@@ -196,8 +202,9 @@ def _no_bytecode() -> Iterator[None]:
         sys.dont_write_bytecode = before
 
 
-def _import(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("zoo_exported_runtime", path)
+def import_runtime(folder: Path) -> ModuleType:
+    """`embed.py` of an export folder as a module."""
+    spec = importlib.util.spec_from_file_location("zoo_exported_runtime", folder / "embed.py")
     assert spec is not None and spec.loader is not None  # a .py file always has both
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up

@@ -1,4 +1,6 @@
-"""Golden items: inputs of every kind with the vectors that torch gave, by which any runtime can check itself."""
+"""Golden items: inputs of every kind with the vectors (and log-variances) that torch gave, by which any runtime can check
+itself.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,9 @@ _PLACES = (
 """For models that take places."""
 
 
-def write_golden(embedder: Embedder, folder: Path, report: Callable[[str], None]) -> int:
-    """Write the pictures and `golden/items.json` with the embedder's own vectors; returns how many items there are.
+def write_golden(embedder: Embedder, folder: Path, report: Callable[[str], None], probabilistic: bool) -> int:
+    """Write the pictures and `golden/items.json` with the embedder's own vectors and, if it is `probabilistic`, their
+    log-variances; returns how many items there are.
 
     Items that the model refuses (a model of pictures alone refuses text) are left out, and reported.
     """
@@ -59,7 +62,7 @@ def write_golden(embedder: Embedder, folder: Path, report: Callable[[str], None]
         images = tuple(folder / image for image in golden.images)
         item = Item(golden.text, images, golden.instruction, place=golden.place)
         try:
-            vector = embedder.encode(item, side=golden.side)
+            values = _values(embedder, item, golden.side, probabilistic)
         except ZooError as error:
             report(f"golden item '{golden.name}' is left out, the model refuses it: {error}")
             continue
@@ -71,7 +74,7 @@ def write_golden(embedder: Embedder, folder: Path, report: Callable[[str], None]
                 "images": list(golden.images),
                 "instruction": golden.instruction,
                 **({"place": list(golden.place)} if golden.place else {}),
-                "vector": [float(f"{value:.9g}") for value in vector],  # 9 digits hold every float32 exactly
+                **values,
             }
         )
     if not written:
@@ -79,6 +82,17 @@ def write_golden(embedder: Embedder, folder: Path, report: Callable[[str], None]
     lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in written)
     (folder / ITEMS).write_text(f"[\n{lines}\n]\n", "utf-8")
     return len(written)
+
+
+def _values(embedder: Embedder, item: Item, side: Side, probabilistic: bool) -> dict[str, list[float]]:
+    """`vector`, and `log_var` of a probabilistic model."""
+    if probabilistic:
+        means, log_var = embedder.encode_gaussian(item, side=side)
+        found = {"vector": means[0], "log_var": log_var[0]}
+    else:
+        found = {"vector": embedder.encode(item, side=side)}
+    # 9 digits hold every float32 exactly
+    return {name: [float(f"{value:.9g}") for value in row] for name, row in found.items()}
 
 
 def draw_scene() -> Image.Image:

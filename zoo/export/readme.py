@@ -24,7 +24,7 @@ from embed import Embedder
 model = Embedder(".")
 scores = model.encode_query(["a red fish"]) @ model.encode_document([Path("fish.png")]).T
 ```
-
+{variances}
 | file | what it is |
 |---|---|
 {files}
@@ -42,6 +42,18 @@ Weights: {weights}. Licence: {license}. Measured with ONNX Runtime {onnxruntime}
 """
 
 
+_VARIANCES = """
+The model is probabilistic. Its graphs have a second output, `log_var`: the log-variance of each of the {dim} values around
+the vector, which is the mean.
+
+```python
+means, log_var = model.encode_gaussian(["a red fish"])  # both (1, {dim})
+```
+
+    python embed.py . --text "a red fish" --log-var        # with --out X.npy: X.log_var.npy beside it
+"""
+
+
 def readme(manifest: Mapping[str, Any]) -> str:
     """What the folder holds and how to use it, from its manifest."""
     graphs = manifest["graphs"]
@@ -49,6 +61,7 @@ def readme(manifest: Mapping[str, Any]) -> str:
         name=manifest["name"],
         cleaning=" ftfy" if manifest["processor"].get("caption", {}).get("cleaning", "none") != "none" else "",
         dim=manifest["dim"],
+        variances=_VARIANCES.format(dim=manifest["dim"]) if manifest.get("probabilistic") else "",
         code=manifest["processor"]["code"],
         files="\n".join(f"| `{g['file']}`, `{g['file']}.data` | graph and its weights |" for g in graphs.values()),
         weights=manifest["weights"]["source"] or "random",

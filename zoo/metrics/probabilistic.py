@@ -5,6 +5,7 @@ Q queries, C candidates, E width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,11 @@ from zoo.metrics.correlation import Interval, spearman_interval
 from zoo.metrics.ranking import Indexes, Ranks, checked_indexes, full_precision, rank_scores
 from zoo.metrics.retrieval import measure
 from zoo.metrics.uncertainty import Bins, by_uncertainty
-from zoo.similarity.similarity import Similarity, gaussian
+from zoo.similarity.similarity import gaussian
 from zoo.types import Embedding
+
+Score = Callable[[Embedding, Embedding], Tensor]
+"""(queries, candidates) -> (Q, C), larger = more alike: any part of `zoo.similarity`, or an objective's own score."""
 
 _BLOCK_SCORES = 1 << 22  # scores held at a time: 16 MiB in fp32
 
@@ -39,7 +43,7 @@ def total_variance(embedding: Embedding) -> Tensor:
 
 
 def similarity_ranks(
-    similarity: Similarity,
+    similarity: Score,
     queries: Embedding,
     candidates: Embedding,
     relevant: Indexes,
@@ -61,7 +65,7 @@ def similarity_ranks(
 
 
 def uncertainty_report(
-    similarity: Similarity,
+    similarity: Score,
     queries: Embedding,
     candidates: Embedding,
     relevant: Indexes,
@@ -91,7 +95,7 @@ def uncertainty_report(
 
 
 def match_calibration(
-    log_probability: Similarity,
+    log_probability: Score,
     queries: Embedding,
     candidates: Embedding,
     relevant: Indexes,

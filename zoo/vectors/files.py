@@ -2,13 +2,14 @@
 
 A Parquet file with the columns `id`, `path`, `text` (null where a row has none), `vector` (fixed-size list of float32) and,
 of probabilistic models, `log_var`; and in its metadata the facts without which vectors mean nothing: which model, weights,
-side and prompt.
+side and prompt. Or an .npy file that holds the vectors alone, with the rest in files beside it (`write_npy`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Vectors = npt.NDArray[np.float32]
+LOG_VAR_NPY = ".log_var.npy"
+"""How the names of .npy files of log-variances end: they lie beside vectors, and hold none."""
 _FACTS = b"zoo"
 
 
@@ -124,22 +127,30 @@ def write_vectors(path: Path, tables: Iterable[pa.Table]) -> int:
     return rows
 
 
-def write_npy(path: Path, tables: Iterable[pa.Table], rows: int, dim: int, facts: Mapping[str, Any]) -> None:
-    """Write the vectors (rows, dim) as `path`, the rest of each row as one line of `<path>.ids.jsonl`, the facts as
-    `<path>.json`. Errors as `write_vectors`.
+def write_npy(path: Path, tables: Iterable[pa.Table], rows: int, facts: Mapping[str, Any]) -> None:
+    """Write the vectors (rows, E) as `path`, log-variances as `<path>.log_var.npy` if there are any, the rest of each row as
+    one line of `<path>.ids.jsonl`, the facts as `<path>.json`. Errors as `write_vectors`.
     """
-    ids, about = (path.with_name(path.name + suffix) for suffix in (".ids.jsonl", ".json"))
+    ids, about, log_var = (path.with_name(path.name + suffix) for suffix in (".ids.jsonl", ".json", LOG_VAR_NPY))
     with replacing(about) as partial:
         partial.write_text(json.dumps(dict(facts), indent=2) + "\n", "utf-8")
-    with replacing(path) as partial, replacing(ids) as partial_ids:  # the vectors appear last: they say "complete"
-        vectors = np.lib.format.open_memmap(partial, "w+", np.float32, (rows, dim))
+    remaining = iter(tables)
+    first = next(remaining)
+    with ExitStack() as stack:  # the vectors, entered first, appear last: they say "complete"
+        arrays = {
+            name: np.lib.format.open_memmap(
+                stack.enter_context(replacing(place)), "w+", np.float32, (rows, first.schema.field(name).type.list_size)
+            )
+            for name, place in (("vector", path), ("log_var", log_var))
+            if name in first.column_names
+        }
+        lines = stack.enter_context(stack.enter_context(replacing(ids)).open("w", encoding="utf-8"))
         start = 0
-        with partial_ids.open("w", encoding="utf-8") as lines:
-            for table in tables:
-                values = table.column("vector").combine_chunks().flatten().to_numpy()
-                vectors[start : start + len(table)] = values.reshape(len(table), dim)
-                start += len(table)
-                for row in table.select(["id", "path", "text"]).to_pylist():
-                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-        vectors.flush()
-        del vectors
+        for table in chain([first], remaining):
+            for name, array in arrays.items():
+                array[start : start + len(table)] = _matrix(table, name)
+            start += len(table)
+            for row in table.select(["id", "path", "text"]).to_pylist():
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for array in arrays.values():
+            array.flush()

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoo.errors import ZooError
+from zoo.vectors.files import LOG_VAR_NPY, read_vectors
 
 _KINDS = (".parquet", ".npy")
 Indexes = npt.NDArray[np.int64]
@@ -91,7 +92,7 @@ def blocks(left: Side, right: Side, size: int = 4096) -> Iterator[tuple[Any, Any
 
 def _files(place: Path) -> list[Path]:
     if place.is_dir():
-        found = sorted(file for file in place.iterdir() if file.suffix in _KINDS and not file.name.startswith("."))
+        found = sorted(file for file in place.iterdir() if _holds_vectors(file.name))
         if not found:
             raise ZooError(f"there is no file of vectors (.parquet of `zoo embed`, .npy) in {place}")
         return found
@@ -102,10 +103,12 @@ def _files(place: Path) -> list[Path]:
     return [place]
 
 
+def _holds_vectors(name: str) -> bool:
+    return name.endswith(_KINDS) and not name.endswith(LOG_VAR_NPY) and not name.startswith(".")
+
+
 def _open(name: str, file: Path) -> Side:
     if file.suffix == ".parquet":
-        from zoo.vectors.files import read_vectors
-
         found = read_vectors(file)
         return Side(name, file, found.vectors, found.ids)
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.embedder import Embedder, Side, vector_settings
-from zoo.errors import SampleError, ZooError
+from zoo.errors import SampleError
 from zoo.progress import counting
 from zoo.vectors.files import table_of
 from zoo.vectors.rows import Row, Rows
@@ -57,8 +57,6 @@ def embed_rows(
     Raises:
         SampleError: in strict mode; ZooError: `out` is of another run, no space left, no usable row.
     """
-    if out.suffix == ".npy" and embedder.probabilistic:
-        raise ZooError(f"{out}: {embedder.name} gives variances, too, which .npy has no place for; write .parquet")
     facts = facts_of(embedder, side) | {"settings": settings or {}, "input": rows.fingerprint}
     shards = Shards(out, facts, len(rows), earlier)
     if shards.complete:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import ZooError
 from zoo.files import replacing
-from zoo.vectors.files import read_facts, write_npy, write_vectors
+from zoo.vectors.files import LOG_VAR_NPY, read_facts, write_npy, write_vectors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +56,7 @@ class Shards:
 
     def _discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        for suffix in ("", ".ids.jsonl", ".json", ".bad.jsonl"):
+        for suffix in ("", LOG_VAR_NPY, ".ids.jsonl", ".json", ".bad.jsonl"):
             self.out.with_name(self.out.name + suffix).unlink(missing_ok=True)
 
     def _check(self, earlier: Mapping[str, Any] | None, subject: str) -> None:
@@ -112,8 +112,7 @@ class Shards:
             with replacing(self.out.with_name(self.out.name + ".bad.jsonl")) as partial:
                 partial.write_text(bad, "utf-8")
         if self.out.suffix == ".npy":
-            dim = next(self._tables()).column("vector").type.list_size
-            write_npy(self.out, self._tables(), rows, dim, self.facts)
+            write_npy(self.out, self._tables(), rows, self.facts)
         else:
             write_vectors(self.out, self._tables())
         shutil.rmtree(self.folder)
