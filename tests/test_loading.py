@@ -18,10 +18,11 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 import zoo
+from zoo import catalog
 from zoo import weights as weight_sources
 from zoo.bundle import write_bundle
 from zoo.errors import RecipeError, UnknownNameError, WeightsError, ZooError
-from zoo.loading import load_weights
+from zoo.loading import build_model, load_weights
 from zoo.weights import sha256
 
 
@@ -458,3 +459,12 @@ def test_what_takes_anything_makes_nothing(tmp_path: Path, monkeypatch: Any) -> 
     embedder = zoo.load("toy", weights=False)
     assert not (tmp_path / "canary").exists()
     assert "FileHandler" not in type(embedder.module.notes["a"]).__name__
+
+
+def test_building_leaves_the_recipe_as_it_is() -> None:
+    """It is written into bundles, and compared."""
+    recipe, _ = catalog.find("probvlm-emoji")
+    before = yaml.safe_dump(recipe.raw)
+    with torch.device("meta"):
+        build_model(recipe.raw["model"], recipe.name)
+    assert yaml.safe_dump(recipe.raw) == before

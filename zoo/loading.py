@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ def build_model(model: Mapping[str, Any], recipe: str) -> EmbeddingModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(EmbeddingModule, "model", required=True)
     try:
-        settings = parser.parse_object({"model": dict(model)})
+        settings = parser.parse_object({"model": copy.deepcopy(dict(model))})  # the parser writes into what it is given
     except ArgumentError as error:
         raise explain(error, recipe) from error
     built: EmbeddingModule = parser.instantiate(settings).model

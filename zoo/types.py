@@ -93,8 +93,9 @@ class Embedding:
 
     vector: (R, E) unit norm, fp32. log_var: (R, E), probabilistic entries only: the log of the variance around `vector`.
     tokens: (R, L, E) with mask (R, L), only for entries that score by token.
-    given, log_shape: (R, E), only for adapters behind a frozen entry (ProbVLM): its vector, and the log of the exponent of
-        the generalised Gaussian around `vector` (a Gaussian has the exponent 2).
+    given: (R, D) unit norm, only where an objective looks at what came out of a frozen encoder: the vector of a frozen
+        entry (ProbVLM), or the latent that is to be rebuilt from a sample (MEME).
+    log_shape: (R, E), ProbVLM only: the log of the exponent of the generalised Gaussian around `vector` (a Gaussian has 2).
     """
 
     vector: Tensor

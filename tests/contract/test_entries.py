@@ -30,13 +30,14 @@ def with_own_vectors() -> list[catalog.Recipe]:
 
 
 def with_own_graphs() -> list[catalog.Recipe]:
-    """One entry of all that have the same frozen encoders: these are nearly all of a graph, and take a minute to export. The
-    heads behind them are exported in `tests/architectures/test_projector.py`.
+    """All with variances, and one of all others that have the same frozen encoders: these are nearly all of a graph, and
+    take a minute to export. The heads behind them are exported in `tests/architectures/test_projector.py`.
     """
     chosen: dict[str, catalog.Recipe] = {}
     for recipe in OWN:
         frozen = recipe.raw["model"].get("init_args", {}).get("encoders")
-        chosen.setdefault(json.dumps(frozen, sort_keys=True) if frozen else recipe.name, recipe)
+        alone = not frozen or recipe.card.family == "probabilistic"
+        chosen.setdefault(recipe.name if alone else json.dumps(frozen, sort_keys=True), recipe)
     return list(chosen.values())
 
 
@@ -56,9 +57,16 @@ def test_architecture(recipe: catalog.Recipe) -> None:
     module = build_model(recipe.raw["model"], recipe.name)
     assert sum(p.numel() for p in module.parameters()) == recipe.card.parameters
     if recipe in OWN:
+        zoo.testing.check_variances(module)
         zoo.testing.check_architecture(module)
     else:
         zoo.testing.check_training(module)
+
+
+def test_entries_with_variances_are_exported() -> None:
+    """Their variances then have to reach the runtime without torch (see `zoo.testing.check_export`)."""
+    probabilistic = {recipe.name for recipe in OWN if recipe.card.family == "probabilistic"}
+    assert probabilistic and probabilistic <= {recipe.name for recipe in with_own_graphs()}
 
 
 @pytest.mark.parametrize("recipe", with_own_graphs(), ids=lambda recipe: recipe.name)

@@ -17,7 +17,8 @@ from zoo.module import EmbeddingModule
 from zoo.nn.heads import Head
 from zoo.nn.latent_heads import StatesHead, UniversalProjection, applied
 from zoo.nn.latent_mixing import LatentMixing
-from zoo.nn.parts import Part, given, outputs, summed, unit
+from zoo.nn.partial_pairs import PartialPairs
+from zoo.nn.parts import given, outputs, part_of, summed, unit
 from zoo.nn.picture_mixing import PictureMixing
 from zoo.nn.towers import ImageTower, PlaceTower, States, TextTower
 from zoo.registry import register
@@ -42,7 +43,8 @@ class Projector(EmbeddingModule):
     Args:
         encoders: modality (image, text, place) -> encoder.
         heads: modality -> head; on the pooled latent, or on all states (`StatesHead`).
-        mixing: FuseMix's mixing of pairs, or PCME++'s of pictures, while training; None = none.
+        mixing: what becomes of a batch of latents while training: FuseMix's mixing of pairs, PCME++'s of pictures, or MEME's
+            pairs of which a side is lost; None = it stays as it is.
         universal: one part behind all heads that is told the modality (OneEncoder); None = none.
         tokens: modalities whose token latents the heads need; all others are cached pooled alone.
         training: the arguments of `EmbeddingModule`.
@@ -55,7 +57,7 @@ class Projector(EmbeddingModule):
         self,
         encoders: dict[str, ImageTower | TextTower | PlaceTower],
         heads: dict[str, Head | StatesHead],
-        mixing: LatentMixing | PictureMixing | None = None,
+        mixing: LatentMixing | PictureMixing | PartialPairs | None = None,
         universal: UniversalProjection | None = None,
         tokens: Sequence[str] = (),
         **training: Any,
@@ -113,7 +115,7 @@ class Projector(EmbeddingModule):
                 continue
             pooled = latents[f"{modality}_pooled"]
             states = States(pooled, latents.get(f"{modality}_tokens", pooled[:, None]), latents.get(f"{modality}_mask"))
-            parts.append(Part(latents[f"{modality}_rows"], *self._projected(modality, states)))
+            parts.append(part_of(latents[f"{modality}_rows"], self._headed(modality, states)))
         if not parts:
             raise RecipeError(f"these inputs hold nothing for the encoders of {sorted(self.encoders)}")
         return summed(parts, len(inputs["rows"]))
@@ -133,7 +135,7 @@ class Projector(EmbeddingModule):
         return graphs
 
     def _encoded(self, batch: Batch) -> Encoded:
-        """As of every architecture; while training, of mixed latents if there is mixing."""
+        """As of every architecture; while training, of what `mixing` makes of the latents."""
         if self.mixing is not None and self.training:
             views = {name: self.latents(inputs) for name, inputs in batch.views.items()}
             batch = self.mixing(replace(batch, views=views))
@@ -145,10 +147,10 @@ class Projector(EmbeddingModule):
         states: States = self.encoders[modality](*tensors)
         return states
 
-    def _projected(self, modality: str, states: States) -> tuple[Tensor, Tensor | None]:
-        """(I, E) unit vectors and log-variances, if the head gives them; at least fp32."""
+    def _headed(self, modality: str, states: States) -> Any:
+        """What the modality's head gives, (I, E) or a `Gaussian`, after the part behind all heads."""
         out = applied(self.heads[modality], states)
-        return unit(out if self.universal is None else self.universal(out, modality))
+        return out if self.universal is None else self.universal(out, modality)
 
     def _example(self, count: int) -> Inputs:
         """Inputs of rows with one part of each modality, texts of several lengths."""
@@ -181,7 +183,7 @@ class _Tower(nn.Module):
     def vectors(self, *tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(I, E) vectors and, if there are any, log-variances."""
         states = self.projector._states(self.modality, *tensors)
-        found, log_var = self.projector._projected(self.modality, states)
+        found, log_var = unit(self.projector._headed(self.modality, states))
         return found if log_var is None else (found, log_var)
 
 

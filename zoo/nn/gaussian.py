@@ -19,28 +19,43 @@ _SHARPNESS = 0.1  # the official temperature of the weights
 
 
 class Gaussian(NamedTuple):
-    """What a probabilistic head gives: mean (R, E), not yet normalised, and log_var (R, E), log of the variance."""
+    """What a probabilistic head gives: mean (R, E), not yet normalised, and log_var (R, E), log of the variance.
+
+    given (R, D), not yet normalised, and log_shape (R, E): see `zoo.types.Embedding`; None where nothing learns from them.
+    """
 
     mean: Tensor
     log_var: Tensor
+    given: Tensor | None = None
+    log_shape: Tensor | None = None
 
 
-class GaussianHead(StatesHead):
-    """Two heads side by side: any entry becomes probabilistic with it in the place of its head.
+class DistributionHead(StatesHead):
+    """A head that gives `Gaussian`: an entry becomes probabilistic with it in the place of its head."""
+
+
+class GaussianHead(DistributionHead):
+    """Two heads side by side, one for the mean and one for the log-variance.
 
     Args:
         mean: of the mean, on the pooled state or on all states.
         log_var: of the log-variance, likewise.
         limits: the log-variance is held between these, so that no variance over- or underflows.
+        given: hand on the pooled state, too, for an objective that reconstructs it (`MEME`).
     """
 
     def __init__(
-        self, mean: Head | StatesHead, log_var: Head | StatesHead, limits: tuple[float, float] = (-20.0, 5.0)
+        self,
+        mean: Head | StatesHead,
+        log_var: Head | StatesHead,
+        limits: tuple[float, float] = (-20.0, 5.0),
+        given: bool = False,
     ) -> None:
         super().__init__()
         self.mean: nn.Module = mean  # type: ignore[assignment]  # heads are modules
         self.log_var: nn.Module = log_var  # type: ignore[assignment]
         self.limits = limits
+        self.given = given
 
     @property
     def needs_tokens(self) -> bool:
@@ -50,7 +65,7 @@ class GaussianHead(StatesHead):
     def forward(self, states: States) -> Gaussian:
         """See the class."""
         mean, log_var = applied(self.mean, states), applied(self.log_var, states)
-        return Gaussian(mean, log_var.clamp(*self.limits))
+        return Gaussian(mean, log_var.clamp(*self.limits), states.pooled if self.given else None)
 
 
 class LogVariance(nn.Linear, Head):

@@ -30,6 +30,25 @@ def applied(head: nn.Module, states: States) -> Any:
     return head(states if isinstance(head, StatesHead) else states.pooled)
 
 
+class AtToken(StatesHead):
+    """A head on the state of one token alone, such as ProLIP's [UNC], whose state says how uncertain the item is.
+
+    Args:
+        place: of the token, the first being 0. A `TimmImage` with `reg_tokens: 1` has its register token at 1, behind the
+            class token; of a text, `bos` of the processor's caption is at 0.
+        head: on its state.
+    """
+
+    def __init__(self, place: int, head: Head) -> None:
+        super().__init__()
+        self.place = place
+        self.head: nn.Module = head  # type: ignore[assignment]  # heads are modules
+
+    def forward(self, states: States) -> Tensor:
+        out: Tensor = self.head(states.tokens[:, self.place])
+        return out
+
+
 class InvertedBottleneck(nn.Sequential, Head):
     """Residual blocks x + Dropout... W2 Dropout(GELU(W1 LN(x))), then LN and a linear map (FuseMix, arXiv:2312.10144).
 

@@ -38,7 +38,7 @@ class ProbVLM(nn.Module, Objective):
             (`zoo.objectives.generalised_gaussian.official_negative_log_likelihood`).
         views: names of the two sides.
 
-    Use with: adapters behind a frozen dual encoder or projector. The width alpha is that of the predicted variance, which
+    Use with: `BayesCap` behind a frozen dual encoder or projector. The width alpha is that of the predicted variance, which
     is alpha^2 Gamma(3 / beta) / Gamma(1 / beta). The mean is of unit norm, as every vector of the zoo (official: free).
 
     Raises:
@@ -93,6 +93,6 @@ def _part(encoded: Encoded, name: str, part: str) -> Tensor:
     if values is None:
         raise RecipeError(
             f"ProbVLM needs `{part}` of the view '{name}', which only an adapter behind a frozen entry gives; "
-            "use it as the model's head"
+            "use BayesCap as the model's heads"
         )
     return at_least_fp32(values)
