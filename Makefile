@@ -1,7 +1,7 @@
 # Sets itself up: every target creates the virtual environment and installs what it needs, once.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help fit test test-slow test-lowest check docs wheel clean
+.PHONY: help setup fit test test-slow test-lowest check docs wheel clean
 
 VENV ?= .venv
 # the first of these that is new enough; `make test PYTHON=/path/to/python3` chooses another
@@ -14,6 +14,8 @@ RECIPE ?= recipes/vlm2vec.yaml
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.core  ## the environment alone; then: source .venv/bin/activate
 
 fit: $(VENV)/.core  ## train the default recipe on the packaged data, measure it, write a bundle (RECIPE=... for another)
 	$(VENV)/bin/zoo fit --config $(RECIPE)

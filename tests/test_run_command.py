@@ -84,6 +84,23 @@ def test_weights_are_those_of_the_recipe_file(recipe: Path, command: str, capsys
     assert run(command, "--config", namesake, "--run_dir", "runs/again") == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--trainer.max_stepz", 2], "unknown option --trainer.max_stepz; did you mean '--trainer.max_steps'"),
+        (["--ckpt_path", "nope.ckpt"], "--ckpt_path: there is no nope.ckpt, and none in runs/mine/checkpoints"),
+        (["--ckpt_path", "x/best.ckpt"], "(best.ckpt is written by the first validation)"),
+    ],
+)
+def test_options_that_lead_nowhere_are_one_line(
+    recipe: Path, arguments: list[object], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", "--config", recipe, *arguments) == 2
+    assert told in capsys.readouterr().err
+    assert run("fit") == 2
+    assert "name a recipe that has them: --config NAME or FILE" in capsys.readouterr().err
+
+
 def test_predict_writes_the_vectors_of_the_checkpoint(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", "--config", recipe) == 0
     last = "runs/mine/checkpoints/last.ckpt"

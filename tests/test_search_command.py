@@ -217,13 +217,13 @@ def test_pictures_that_cannot_be_read_are_left_out(model: str, folder: Path, cap
 def test_queries_that_hold_nothing(model: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match="give a text, --image FILE, or both"):
         find(model, "--in", folder, "--instruction", "find")
-    with pytest.raises(SampleError, match="the text is empty"):
+    with pytest.raises(ZooError, match="nothing to look for"):
         find(model, " ", "--in", folder)
     with pytest.raises(SampleError, match=r"nowhere\.png does not exist"):
         find(model, "--image", tmp_path / "nowhere.png", "--in", folder)
     with pytest.raises(ZooError, match="--top 0: at least 1"):
         find(model, "red", "--in", folder, "--top", "0")
-    with pytest.raises(ZooError, match="--in nowhere: give a folder"):
+    with pytest.raises(ZooError, match="--in nowhere does not exist: give a folder"):
         find(model, "red", "--in", "nowhere")
 
 

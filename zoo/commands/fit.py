@@ -62,7 +62,8 @@ class ZooCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            raise explain(error, _recipe_of(args)) from error
+            options = [option for action in self._parser(args[0])._actions for option in action.option_strings]
+            raise explain(error, _recipe_of(args), options) from error
 
     def before_instantiate_classes(self) -> None:
         """Fill in what follows from the recipe's name: where the run writes, and its loggers."""
@@ -73,6 +74,7 @@ class ZooCLI(LightningCLI):
             Card.of(settings.card, str(self.recipe))  # now, not when the bundle is written
             self._given = settings.clone()  # before machine paths come in
         run_dir = Path(settings.run_dir or Path("runs") / self.recipe.stem)
+        _check_checkpoint(settings.ckpt_path, run_dir / "checkpoints")
         if self.subcommand in ("validate", "test"):
             settings.verbose = False  # Lightning's own table of results beside ours
         settings.run_dir = settings.trainer.default_root_dir = settings.report.dirpath = str(run_dir)
@@ -207,6 +209,22 @@ def _run(subcommand: str, argv: list[str]) -> None:
         parser_kwargs=quiet | {name: quiet for name in ("fit", "validate", "test", "predict")},
         args=[subcommand, *argv],
     )
+
+
+def _check_checkpoint(given: str | None, folder: Path) -> None:
+    """Raise ZooError if a checkpoint is named by a path that is none."""
+    if (
+        given is None
+        or given in ("last", "best")
+        or given.startswith("registry")
+        or "://" in given
+        or Path(given).exists()
+    ):
+        return
+    there = sorted(str(path) for path in folder.glob("*.ckpt"))
+    known = f"; there are {', '.join(there)}" if there else f", and none in {folder}"
+    early = " (best.ckpt is written by the first validation)" if Path(given).name == "best.ckpt" else ""
+    raise ZooError(f"--ckpt_path: there is no {given}{known}{early}")
 
 
 def _recipe_of(args: list[str]) -> str:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from zoo.vectors.place import open_place
     from zoo.vectors.search import nearest
 
-    if args.text is None and not args.image:
+    if not (args.text or "").strip() and not args.image:
         raise ZooError("nothing to look for: give a text, --image FILE, or both")
     if args.top < 1:
         raise ZooError(f"--top {args.top}: at least 1")

@@ -19,7 +19,7 @@ RULE = (
     "≈ best: the mean differs from the best one by no more than the larger of the two standard deviations over seeds. "
     "This is our rule of thumb, not a significance test."
 )
-NO_SPREAD = "Where a recipe has finished one seed alone there is no spread, and no difference is marked."
+NO_SPREAD = "Where a recipe has finished one seed alone there is no spread, and nothing is marked."
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +126,10 @@ def measures_of(entries: Sequence[Entry]) -> list[Measure]:
 
 
 def _marks(spreads: dict[str, Spread]) -> dict[str, Mark]:
-    """By `RULE`; the first is the best."""
+    """By `RULE`; the first is the best. Nothing is marked where it has no spread."""
     names = list(spreads)
     marks: dict[str, Mark] = dict.fromkeys(names, "")
-    if len(names) > 1:
+    if len(names) > 1 and spreads[names[0]].sd is not None:
         marks[names[0]] = "best"
         for name in names[1:]:
             if within_spread(spreads[names[0]], spreads[name]):

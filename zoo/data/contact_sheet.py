@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,16 @@ def contact_sheet(cells: Sequence[Cell], columns: int = 8, size: int = 64, title
         for place, picture in enumerate(cell.pictures):
             drawn = Image.open(io.BytesIO(picture)).convert("RGBA").resize((size, size))
             sheet.paste(drawn, (left + _GAP + place * (size + _GAP), top + _GAP), drawn)
-        for number, text in enumerate(_lines(cell.caption, width - 2 * _GAP, font)):
+        for number, text in enumerate(_lines(_plain(cell.caption), width - 2 * _GAP, font)):
             middle = left + (width - font.getlength(text)) / 2
             draw.text((middle, top + size + _GAP + 4 + number * line), text, fill=_INK, font=font)
     return sheet
+
+
+def _plain(caption: str) -> str:
+    """Without accents, which Pillow's own font has no letters for."""
+    letters = unicodedata.normalize("NFKD", caption)
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
 
 
 def _lines(caption: str, room: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

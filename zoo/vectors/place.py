@@ -46,4 +46,5 @@ def open_place(place: str, embedder: Embedder) -> Place:
         return Place(index, {}, remarks)
     if path.suffix == ".parquet" and path.is_file():
         return Place(read_index(path, embedder))
-    raise ZooError(f"--in {place}: give a folder of pictures, a .parquet that zoo embed wrote, or emoji")
+    problem = "is neither" if path.exists() else "does not exist"
+    raise ZooError(f"--in {place} {problem}: give a folder of pictures, a .parquet that zoo embed wrote, or emoji")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -40,9 +41,11 @@ def read_index(path: Path, embedder: Embedder) -> VectorFile:
     """A file of `zoo embed`. Raises ZooError if its vectors were made by another model or other weights."""
     index = read_vectors(path)
     if index.facts.get("fingerprint") != embedder.fingerprint():
+        other = index.facts.get("model", "another model")
+        version = " in another version" if other == embedder.name else ""
         raise ZooError(
-            f"{path} holds vectors of {index.facts.get('model', 'another model')} in another version: those of "
-            f"{embedder.name} can't be compared with them; embed again with zoo embed {embedder.name} ..."
+            f"{path} holds vectors of {other}{version}: those of {embedder.name} can't be compared with them; embed again "
+            f"with zoo embed {embedder.name} ..."
         )
     return index
 
@@ -69,6 +72,8 @@ def cached_index(rows: Rows, place: str, embedder: Embedder, *, batch_size: int 
 
 
 def _made(rows: Rows, out: Path, embedder: Embedder, batch_size: int) -> tuple[VectorFile, list[str]]:
+    if not out.exists():
+        print(f"embedding {len(rows):,} rows with {embedder.name}, for this and later searches ...", file=sys.stderr)
     result = embed_rows(embedder, rows, out, batch_size=batch_size, earlier="replace")
     remarks = (
         [f"{result.bad:,} of {result.rows:,} rows could not be used; {out}.bad.jsonl lists them"] if result.bad else []

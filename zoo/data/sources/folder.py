@@ -66,7 +66,7 @@ class CaptionedImages:
             wanted = f"{without[0].stem}.txt beside it" if captions == "file" else "a folder that names it"
             raise ZooError(
                 f"{len(without)} of {len(self.files)} pictures in {self.root} have no caption, for example "
-                f"{self.name(without[0])}: it needs {wanted}, or set `captions`"
+                f"{self.name(without[0])}: it needs {wanted}, or captions: folder, where folders name what is in them"
             )
         folders = sorted({file.parent for file in self.files})
         self.labels = {folder: number for number, folder in enumerate(folders)}
