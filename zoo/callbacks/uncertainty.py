@@ -90,7 +90,8 @@ class UncertaintyEvaluation(CollectedEmbeddings):
         for name, value in values.items():
             module.log(f"test/{task.name}/uncertainty/{name}", value, batch_size=1, sync_dist=True)
         table = self.measures.setdefault("test", Measures("Uncertainty (test)", _COLUMNS, note=_NOTE))
-        table.rows.append((task.name, metric, *_cells(report, values)))
+        several = len({len(set(right)) for right in task.relevant}) > 1
+        table.rows.append((task.name, metric, *_cells(report if several else None, values)))
         spread = [total_variance(side).cpu() for side in (queries, candidates)]
         table.figures += [_histogram(task.name, *spread), _by_bin(task.name, metric, report.values[metric])]
         table.sheets += _sheets(task, spread[0], self.shown)
@@ -129,10 +130,13 @@ def _cosine(queries: Embedding, candidates: Embedding) -> Tensor:
     return queries.vector @ candidates.vector.T
 
 
-def _cells(report: UncertaintyReport, values: dict[str, float]) -> tuple[str, ...]:
-    rho, error = report.ambiguity, values.get("calibration_error")
-    interval = f"{rho.low:+.2f} to {rho.high:+.2f}"
-    return f"{rho.value:+.3f}", interval, f"{values['trend']:+.2f}", "-" if error is None else f"{error:.4f}"
+def _cells(report: UncertaintyReport | None, values: dict[str, float]) -> tuple[str, ...]:
+    """`report`: None where all queries are equally ambiguous."""
+    rho, interval, error = "-", "-", values.get("calibration_error")
+    if report is not None:
+        found = report.ambiguity
+        rho, interval = f"{found.value:+.3f}", f"{found.low:+.2f} to {found.high:+.2f}"
+    return rho, interval, f"{values['trend']:+.2f}", "-" if error is None else f"{error:.4f}"
 
 
 def _histogram(task: str, queries: Tensor, candidates: Tensor) -> str:
