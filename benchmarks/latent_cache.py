@@ -256,7 +256,11 @@ def pictures(quick: bool, repeats: int) -> str:
     model.eval()
     tower = OpenClipImage("ViT-B-32")
     tower.model.load_state_dict(model.visual.state_dict())
-    module = Projector({"image": tower}, {"image": Projection(512, 8)}, processor=DualProcessor("")).eval()  # type: ignore[dict-item]
+    module = Projector(
+        {"image": tower},
+        {"image": Projection(512, 8)},
+        processor=DualProcessor("packaged:bytes-tokenizer.json", caption=Caption(pad="<pad>")),
+    ).eval()  # type: ignore[dict-item]
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i:04d}.jpg" for i in range(16 if quick else 256)]
         for i, path in enumerate(paths):
