@@ -206,6 +206,7 @@ def test_fingerprint_follows_what_decides_a_vector(embedder: Embedder, tmp_path:
     recipe = toy.recipe(moved, **training)
     assert Embedder(embedder.module, recipe, name="other", weights=None).fingerprint() == before
     embedder.module.slow = torch.nn.Linear(2, 2)  # as dual encoders with `momentum` keep
+    embedder.module.mixing = torch.nn.Linear(2, 2)  # as projectors with `PartialPairs` learn
     assert embedder.fingerprint() == before
     (moved / "words.json").write_text('["other"]')
     assert Embedder(embedder.module, recipe, name="toy", weights=None).fingerprint() != before

@@ -30,7 +30,8 @@ OnBad = Callable[[int, SampleError], None]
 _TRAINING_OPTIONS = (
     "objective", "optimizer", "scheduler", "chunk_size", "gather_group", "freeze", "momentum", "mixing"
 )  # fmt: skip
-_TRAINING_STATE = ("objective.", "slow.")  # tensors of the objective, and of the copy that `momentum` keeps
+# tensors of the objective, of the copy that `momentum` keeps, and what `mixing` learns
+_TRAINING_STATE = ("objective.", "slow.", "mixing.")
 _VIEWS: dict[str, str] = {"query": "query", "document": "target"}
 
 

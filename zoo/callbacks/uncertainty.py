@@ -23,8 +23,9 @@ _COLUMNS = ("task", "metric", "rho of ambiguity", "95 % interval", "trend", "cal
 _NOTE = (
     "Uncertainty is the trace of a query's covariance. Rho: Spearman's, of uncertainty and the number of right answers, "
     "with a bootstrap interval. Trend: Spearman's rho of the bins' place and value; -1 = every bin is worse than the more "
-    "certain one before it. Calibration error: between the probability of a match and how often pairs match. Half taken "
-    "away: how many items became less certain without half of their width or words, and the median ratio of variances."
+    "certain one before it. Calibration error: between the probability of a match and how often pairs match, over all "
+    "pairs; few of them match, and an error near their share says little. Half taken away: how many items became less "
+    "certain without half of their width or words, and the median ratio of variances."
 )
 _HISTOGRAM = 20  # bars
 _MOST_DAMAGED = 500  # items of a kind in the controlled test (ours)

@@ -55,13 +55,13 @@ def embed_items(
             if embedding.log_var is not None:
                 variances.append((numbers, embedding.log_var.detach().float().cpu()))
             bar.update()
-    vectors, log_var = gather_parts(means), gather_parts(variances)
+    vectors, log_var = _gathered(means), _gathered(variances)
     return Embedding(
         ordered(vectors, "q", len(items), name), ordered(log_var, "q", len(items), name) if log_var else None
     )
 
 
-def gather_parts(parts: Parts) -> Parts:
+def _gathered(parts: Parts) -> Parts:
     """The parts of all ranks."""
     return [part for share in gather_objects(parts) for part in share]
 
