@@ -53,6 +53,7 @@ class EmbeddingModule(LightningModule):
         chunk_size: int | None = None,
         gather_group: int | None = None,
         freeze: Sequence[str] = (),
+        rates: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.processor = processor
@@ -62,6 +63,7 @@ class EmbeddingModule(LightningModule):
         self.chunk_size = chunk_size
         self.gather_group = gather_group
         self.freeze_patterns = tuple(freeze)
+        self.rates = dict(rates or {})
         self._frozen_parts: list[nn.Module] = []
 
     # ---- what an architecture writes ----------------------------------------------------------------------------
@@ -192,15 +194,29 @@ class EmbeddingModule(LightningModule):
     predict_step = validation_step
 
     def configure_optimizers(self) -> Any:
-        """Weight decay for matrices only: not for norms, biases, temperatures."""
-        trained = [p for p in self.parameters() if p.requires_grad]
-        if not trained:
+        """Weight decay for matrices only: not for norms, biases, temperatures. RecipeError: nothing is trained, or a pattern
+        of `rates` matches nothing that is.
+        """
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for decays in (True, False):
+            for pattern in ("", *self.rates):
+                groups[pattern, decays] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                pattern = next((one for one in self.rates if re.match(one, name)), "")
+                groups[pattern, parameter.ndim >= 2].append(parameter)
+        groups = {key: found for key, found in groups.items() if found}
+        if not groups:
             raise RecipeError("nothing to train: every parameter is frozen")
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if p.ndim >= 2]},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = self.optimizer([group for group in groups if group["params"]])
+        if idle := sorted(set(self.rates) - {pattern for pattern, _ in groups}):
+            raise RecipeError(
+                f"`rates` names {idle}, which no trained parameter matches that an earlier pattern does not"
+            )
+        optimizer = self.optimizer(
+            [{"params": found} | ({} if decays else {"weight_decay": 0.0}) for (_, decays), found in groups.items()]
+        )
+        for group, (pattern, _) in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] *= self.rates.get(pattern, 1.0)
         if self.scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}

@@ -12,6 +12,7 @@ from zoo.loading import build_model
 from zoo.nn.conditioned_pooling import ConditionedPooling
 from zoo.registry import import_parts
 
+_BAYESCAP = (512 * 256 + 256) + (256 * 256 + 256) + (256 * 512 + 512) + 6 * (512 * 512 + 512)  # official code
 PUBLISHED = {
     "siglip-paper": 203_155_970,  # open_clip's ViT-B-16-SigLIP
     "lit-paper": 85_798_656 + 108_891_648 + 768 * 768 + 1,  # timm's ViT-B/16, BERT base without its pooler, head, scale
@@ -20,6 +21,18 @@ PUBLISHED = {
     "align-paper": None,
     "flair-paper": 149_620_737 + 1,  # open_clip's ViT-B-16, and a bias; the attention pooling comes on top
     "clippo-paper": 93_000_000,  # as the paper rounds it
+    # CLIP ViT-B/32 without a picture's projection, twice two generalised poolings, scale and bias; officially without
+    # that of texts (512 x 512), and with a further block of each tower for the variances
+    "pcmepp-paper": 151_277_313
+    - 768 * 512
+    - 1
+    + 2 * (12_704 + 768 * 1024 + 1024)
+    + 2 * (12_704 + 512 * 1024 + 1024)
+    + 2,
+    "pcme-paper": None,
+    "prolip-paper": 197_923_586
+    - 2 * 768,  # the official code's ViT-B-16-ProLIP, but for [UNC] in texts and its position
+    "probvlm-paper": 151_277_313 - 1 + 2 * _BAYESCAP,  # CLIP ViT-B/32 without its scale, and the official adapters
 }
 
 
@@ -41,6 +54,7 @@ def test_size(name: str) -> None:
         module.apply_freeze()
         assert not any(p.requires_grad for p in module.image.parameters())
         assert all(p.requires_grad for p in module.text.parameters())
+    module.configure_optimizers()  # every pattern of `rates` matches something
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
