@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from zoo.errors import NonFiniteError, SampleError
-from zoo.metrics import ranking
+from zoo.metrics import counting, ranking, rounded_ranks
 from zoo.metrics.ranking import best, distinct_rows, rank
 
 
@@ -97,22 +97,22 @@ def test_counts_are_exact_beyond_what_fp32_can_count(monkeypatch: pytest.MonkeyP
     """Slices of the comparison, and its sum in double precision for very many candidates, change nothing."""
     queries, candidates, relevant = data()
     wanted = rank(queries, candidates, relevant)
-    monkeypatch.setattr(ranking, "_COUNTED", 500)
+    monkeypatch.setattr(counting, "_COUNTED", 500)
     assert equal(rank(queries, candidates, relevant), wanted)
-    monkeypatch.setattr(ranking, "_EXACT", 100)
+    monkeypatch.setattr(counting, "_EXACT", 100)
     assert equal(rank(queries, candidates, relevant), wanted)
 
 
 def test_memory_stays_within_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = 0
-    count = ranking._count
+    count = ranking.counted
 
     def watched(scores: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal largest
         largest = max(largest, scores.numel())
         return count(scores, own)
 
-    monkeypatch.setattr(ranking, "_count", watched)
+    monkeypatch.setattr(ranking, "counted", watched)
     queries, candidates, relevant = data(200, 500)
     rank(queries, candidates, relevant, block_scores=5000)
     assert largest == 5000
@@ -157,3 +157,47 @@ def test_indexes_that_do_not_fit(relevant: list[list[int]], pools: list[list[int
 def test_no_queries() -> None:
     with pytest.raises(SampleError, match="no queries"):
         rank(torch.zeros(0, 4), torch.eye(3, 4), [])
+
+
+@pytest.mark.parametrize("kind", ["random", "whole", "constant", "duplicates", "large", "tiny", "shared mean"])
+def test_rounded_scores_first_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, candidates, relevant = data(60, 400, 48)
+    if kind == "whole":
+        queries, candidates = (queries * 9).round(), (candidates * 9).round()
+    if kind == "constant":
+        candidates = candidates[:1].expand(400, -1)
+    if kind == "duplicates":
+        candidates = candidates[torch.arange(400) % 90]
+    if kind in ("large", "tiny"):
+        queries, candidates = ((v * (1e12 if kind == "large" else 1e-12)) for v in (queries, candidates))
+    if kind == "shared mean":
+        queries, candidates = queries + 0.3, candidates + 0.3
+    wanted = rank(queries, candidates, relevant)
+    answers = _always_rounded(monkeypatch, least_open=0.1)
+    assert equal(rank(queries, candidates, relevant, block_scores=400 * 25), wanted)
+    assert answers == [True] * 3
+
+
+def test_too_many_undecided_scores_are_left_to_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, candidates, relevant = data(60, 400, 48)
+    candidates = candidates[:1] + 1e-3 * candidates
+    wanted = rank(queries, candidates, relevant)
+    answers = _always_rounded(monkeypatch)
+    assert equal(rank(queries, candidates, relevant, block_scores=400 * 25), wanted)
+    assert answers == [False]  # and not tried again
+
+
+def _always_rounded(monkeypatch: pytest.MonkeyPatch, least_open: float = 512) -> list[bool]:
+    """Whether each block was ranked by rounded scores, as they come."""
+    answers = []
+    places = rounded_ranks.RoundedRanks.places
+
+    def watched(*args: torch.Tensor) -> object:
+        found = places(*args)
+        answers.append(found is not None)
+        return found
+
+    monkeypatch.setattr(rounded_ranks, "pays", lambda *_: True)
+    monkeypatch.setattr(rounded_ranks, "_OPEN", least_open)
+    monkeypatch.setattr(rounded_ranks.RoundedRanks, "places", watched)
+    return answers

@@ -29,9 +29,13 @@ def vectors(kind: str, queries: int, candidates: int, width: int) -> tuple[torch
     return x[:queries], x[queries:]
 
 
+@pytest.mark.parametrize("rounded", [False, True], ids=["fp32", "rounded first"])
 @pytest.mark.parametrize("kind", ["random", "ties", "constant", "rising", "duplicates"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_a_stable_sort_of_all_scores(shape: tuple[int, int, int, int, tuple[int, int]], kind: str) -> None:
+def test_equals_a_stable_sort_of_all_scores(
+    shape: tuple[int, int, int, int, tuple[int, int]], kind: str, rounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_under_test, "pays", lambda *_: rounded)
     count, size, width, k, block = shape
     queries, candidates = vectors(kind, count, size, width)
     found = search(queries, candidates, k, block=block)
@@ -51,6 +55,30 @@ def test_real_vectors_in_half_precision_are_scored_in_fp32() -> None:
     exact = x[:50].double() @ x[50:].double().T
     assert torch.allclose(found.scores.double(), exact.sort(dim=1, descending=True).values[:, :20], atol=1e-6)
     assert torch.allclose(exact.gather(1, found.indexes), found.scores.double(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("k", "spread", "again"), [(20, 1.0, 0), (20, 1e-3, 50), (1, 1.0, 0)])
+def test_what_rounded_scores_leave_unsure_is_searched_in_fp32(
+    k: int, spread: float, again: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.nn.functional.normalize(torch.randn(3050, 128, generator=torch.Generator().manual_seed(1)), dim=1)
+    queries, candidates = x[:50], x[49:50] + spread * x[50:]
+    wanted = search(queries, candidates, k)
+    searched: list[tuple[torch.dtype, int]] = []
+    whole = module_under_test._best_keys
+
+    def watched(queries: torch.Tensor, *rest: object) -> torch.Tensor:
+        searched.append((queries.dtype, len(queries)))
+        return whole(queries, *rest)
+
+    monkeypatch.setattr(module_under_test, "pays", lambda *_: True)
+    monkeypatch.setattr(module_under_test, "_best_keys", watched)
+    found = search(queries, candidates, k)
+    assert searched == [(torch.bfloat16, 50), *[(torch.float32, again)] * (again > 0)]
+    assert torch.allclose(found.scores, wanted.scores, atol=3e-7, rtol=0)
+    exact = queries.double() @ candidates.double().T
+    best = exact.sort(dim=1, descending=True).values[:, :k]
+    assert torch.allclose(exact.gather(1, found.indexes), best, atol=3e-7, rtol=0)
 
 
 def test_memory_stays_within_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,10 @@ groups reach it, so k scores do.
 
 A score and its index are packed into one 64-bit key, larger = better, so that equal scores have one order (the smaller
 index first) however they come.
+
+Where products of bf16 are much faster than those of fp32, somewhat more than k are found by rounded scores and these are
+scored exactly. If the k-th best of them beats whatever a candidate that was left out can score, nothing was missed; the
+queries for which that is not certain are searched again in fp32.
 """
 
 from __future__ import annotations
@@ -20,10 +24,13 @@ from torch import Tensor
 
 from zoo.errors import SampleError
 from zoo.metrics.ranking import checked_vectors, full_precision
+from zoo.metrics.rounded import Rounded, at_most, pays
 
 _BLOCK = (1024, 1 << 14)  # queries and candidates whose scores are held at a time: 64 MiB (ours, 2 CPU cores)
 _GROUP = 16  # columns that share a maximum (ours, likewise)
 _SURVIVORS = 1 << 22  # scores sorted out at a time: if all of them survive, they take some 40 bytes each
+_MORE = 16  # found by rounded scores beside 7/4 k, the share that left few queries of random vectors unsure (ours)
+_RESCORED = 1 << 20  # numbers gathered at a time: they stay in the cache (ours, likewise)
 _NOTHING = torch.iinfo(torch.int64).min
 
 
@@ -60,18 +67,54 @@ def search(queries: Tensor, candidates: Tensor, k: int, *, block: tuple[int, int
         raise SampleError(f"search for the {k} best of {len(candidates)} candidates: both must be at least 1")
     queries, candidates = (checked_vectors(t, n, "search") for t, n in ((queries, "query"), (candidates, "candidate")))
     k = min(k, len(candidates))
-    rows, columns = min(block[0], len(queries)), min(block[1], len(candidates))
-    buffer = torch.empty(rows * columns, device=queries.device)
-    keys = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
     with full_precision(queries.device):
-        for start in range(0, len(queries), max(1, rows)):
-            part = slice(start, start + rows)
-            keys[part] = _best_keys(queries[part], candidates, k, columns, buffer)
+        if pays(len(queries) * candidates.numel(), queries.device) and len(candidates) > 4 * k:
+            keys = _rounded_first(queries, candidates, k, block)
+        else:
+            keys = _best_keys(queries, candidates, k, block)
     keys = keys.sort(dim=1, descending=True).values
     return Found(_score(keys), _index(keys))
 
 
-def _best_keys(queries: Tensor, candidates: Tensor, k: int, columns: int, buffer: Tensor) -> Tensor:
+def _rounded_first(queries: Tensor, candidates: Tensor, k: int, block: tuple[int, int]) -> Tensor:
+    """The same (Q, k) keys as `_best_keys` finds, up to the rounding of fp32."""
+    asked, offered = Rounded.of(queries), Rounded.of(candidates)
+    found = _best_keys(asked.values, offered.values, 7 * k // 4 + _MORE, block)
+    left_out = at_most(_score(found.amin(1)), asked.error(offered))
+    indexes = _index(found)
+    keys = _key(_products(queries, candidates, indexes), indexes).topk(k, sorted=False).values
+    unsure = (_score(keys.amin(1)) <= left_out).nonzero().squeeze(1)
+    if len(unsure):
+        keys[unsure] = _best_keys(queries[unsure], candidates, k, block)
+    return keys
+
+
+def _products(queries: Tensor, candidates: Tensor, chosen: Tensor) -> Tensor:
+    """(Q, n): of every query (Q, E) with its own `chosen` (Q, n) candidates."""
+    n, width = chosen.shape[1], queries.shape[1]
+    step = max(1, _RESCORED // (n * width))
+    buffer = queries.new_empty(step * n, width)  # one for all: fresh memory takes longer than the products
+    scores = queries.new_empty(len(queries), n)
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        rows = chosen[part].flatten()
+        torch.index_select(candidates, 0, rows, out=buffer[: len(rows)])
+        scores[part] = torch.bmm(buffer[: len(rows)].view(-1, n, width), queries[part, :, None]).squeeze(2)
+    return scores
+
+
+def _best_keys(queries: Tensor, candidates: Tensor, k: int, block: tuple[int, int]) -> Tensor:
+    """(Q, k) keys, in any order."""
+    rows, columns = max(1, min(block[0], len(queries))), min(block[1], len(candidates))
+    buffer = queries.new_empty(rows * columns)
+    keys = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
+    for start in range(0, len(queries), rows):
+        part = slice(start, start + rows)
+        keys[part] = _best_of_block(queries[part], candidates, k, columns, buffer)
+    return keys
+
+
+def _best_of_block(queries: Tensor, candidates: Tensor, k: int, columns: int, buffer: Tensor) -> Tensor:
     """(b, k) keys, in any order."""
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(candidates), columns):
@@ -87,7 +130,9 @@ def _updated(best: Tensor, scores: Tensor, start: int, k: int) -> Tensor:
     """The keys (b, up to k) of the best of those seen before and of a block whose first candidate is `start`."""
     groups = scores.shape[1] // _GROUP
     full = groups * _GROUP
-    maxima = scores[:, :full].unflatten(1, (_GROUP, groups)).amax(1)  # strided: many times faster than of neighbours
+    maxima = (
+        scores[:, :full].unflatten(1, (_GROUP, groups)).amax(1).float()
+    )  # strided: many times faster than of neighbours
     if best.shape[1] == k:
         floor = _score(best.amin(1))  # an equal score with a later index is worse
     elif groups >= k:
@@ -96,7 +141,7 @@ def _updated(best: Tensor, scores: Tensor, start: int, k: int) -> Tensor:
         floor = maxima.new_full((len(scores),), -torch.inf)
     found = [_survivors(scores, maxima, floor, torch.arange(0, full, max(1, groups)), start)]
     if full < scores.shape[1]:  # each of the last columns is its own group
-        found.append(_survivors(scores, scores[:, full:], floor, torch.tensor([full]), start))
+        found.append(_survivors(scores, scores[:, full:].float(), floor, torch.tensor([full]), start))
     keys = torch.cat([best, *found], 1)
     return keys.topk(k, sorted=False).values if keys.shape[1] > k else keys
 
@@ -108,7 +153,7 @@ def _survivors(scores: Tensor, maxima: Tensor, floor: Tensor, steps: Tensor, sta
     """
     rows, groups = (maxima > floor[:, None]).nonzero(as_tuple=True)
     columns = groups[:, None] + steps.to(groups.device)
-    values = scores.flatten().index_select(0, (rows[:, None] * scores.shape[1] + columns).flatten())
+    values = scores.flatten().index_select(0, (rows[:, None] * scores.shape[1] + columns).flatten()).float()
     kept = (values > floor[rows].repeat_interleave(len(steps))).nonzero().squeeze(1)
     rows = rows[kept // max(1, len(steps))]
     counts = rows.bincount(minlength=len(scores))
