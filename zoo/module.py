@@ -315,7 +315,8 @@ def _padded(embedding: Embedding, group: Any) -> Embedding:
         return embedding
     tokens, mask = embedding.tokens, embedding.mask
     missing = max(row_counts(tokens.shape[1], tokens.device, group)) - tokens.shape[1]
-    return replace(embedding, tokens=F.pad(tokens, (0, 0, 0, missing)), mask=F.pad(mask, (0, missing)))
+    words = None if embedding.words is None else F.pad(embedding.words, (0, missing), value=-1)
+    return replace(embedding, tokens=F.pad(tokens, (0, 0, 0, missing)), mask=F.pad(mask, (0, missing)), words=words)
 
 
 def _named(ids: Sequence[str], most: int = 8) -> str:

@@ -154,17 +154,20 @@ def check_chunking(module: EmbeddingModule, tolerance: float = 1e-6) -> None:
     """The gradient in chunks equals the gradient of the whole batch: relative error in the 2-norm.
 
     Measured in fp64, because sums formed in another order round differently; and without dropout and with fixed batch
-    norms, which in training draw from, and average over, each chunk by itself.
+    norms, which in training draw from, and average over, each chunk by itself. What is done to a batch before it is encoded
+    (mixing, masked views) is as in training, with the same random numbers each time.
     """
     assert module.objective is not None, "the module has no objective"
     samples = training_samples(module)
     double = copy.deepcopy(module).double().eval()
+    double.training = True
     batch = double.processor(samples)
     for inputs in batch.views.values():
         inputs.update({name: value.double() for name, value in inputs.items() if value.is_floating_point()})
     gradients = []
     for size in (None, 1, 3):
         double.chunk_size = size
+        torch.manual_seed(0)
         double.zero_grad()
         encoded = double._encoded(batch)
         assert double.objective is not None

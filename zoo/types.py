@@ -96,6 +96,7 @@ class Embedding:
     given: (R, D) unit norm, only where an objective looks at what came out of a frozen encoder: the vector of a frozen
         entry (ProbVLM), or the latent that is to be rebuilt from a sample (MEME).
     log_shape: (R, E), ProbVLM only: the log of the exponent of the generalised Gaussian around `vector` (a Gaussian has 2).
+    words: (R, L) int64, masked views of texts only: the ids of the words that were hidden, -1 at all other tokens.
     """
 
     vector: Tensor
@@ -104,6 +105,7 @@ class Embedding:
     mask: Tensor | None = None
     given: Tensor | None = None
     log_shape: Tensor | None = None
+    words: Tensor | None = None
 
 
 @dataclass(slots=True)

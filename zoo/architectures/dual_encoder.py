@@ -6,7 +6,7 @@ searched for ever. Papers differ in towers, heads, objectives and data, not here
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,11 @@ from zoo.errors import RecipeError
 from zoo.module import EmbeddingModule
 from zoo.nn.heads import Head
 from zoo.nn.latent_heads import StatesHead, applied
+from zoo.nn.masked_views import MaskedViews
 from zoo.nn.momentum import Momentum
 from zoo.nn.parts import Part, given, outputs, summed, unit
 from zoo.nn.picture_mixing import PictureMixing
-from zoo.nn.towers import ImageTower, SharedPooling, States, TextTower
+from zoo.nn.towers import ImageTower, PatchTower, SharedPooling, States, TextTower
 from zoo.registry import register
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs, Item, Sample
 
@@ -40,6 +41,7 @@ class DualEncoder(EmbeddingModule):
         momentum: keep a copy of everything that follows slowly (see `Momentum`), which gives training the further views
             `NAME_momentum` without gradient; None = no copy.
         mixing: of pictures while training; None = none.
+        masking: gives training the further views `NAME_masked`, of which parts are hidden; None = none.
         training: the arguments of `EmbeddingModule`.
     """
 
@@ -53,6 +55,7 @@ class DualEncoder(EmbeddingModule):
         tokens: bool = False,
         momentum: float | None = None,
         mixing: PictureMixing | None = None,
+        masking: MaskedViews | None = None,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -63,7 +66,7 @@ class DualEncoder(EmbeddingModule):
             raise RecipeError("`tokens` and `shared` need heads that act on single tokens, not on all states at once")
         self.shared = shared
         self.tokens = tokens
-        self.mixing = mixing
+        self.mixing, self.masking = mixing, masking
         self.slow = None if momentum is None else Momentum(self, momentum)
         if self.slow is not None:
             self.slow.model.objective, self.slow.model.processor = None, self.processor
@@ -72,7 +75,7 @@ class DualEncoder(EmbeddingModule):
         """Inputs as `DualArrays.__call__` names them, R rows -> Embedding (R, E)."""
         found = []
         if "pixels" in inputs:
-            states = self.image(inputs["pixels"])
+            states = self._seen(inputs["pixels"], inputs.get("kept_patches"))
             found.append((inputs["image_rows"], states.mask, *self._embedded(states, self.image_head)))
         if "input_ids" in inputs:
             if self.text is None:
@@ -82,23 +85,37 @@ class DualEncoder(EmbeddingModule):
         rows = len(inputs["rows"])
         if self.tokens and len(found) == 1 and len(found[0][0]) == rows:
             _, mask, vectors, log_var, tokens = found[0]
-            return _with_tokens(vectors, log_var, tokens, mask)
+            return _with_tokens(vectors, log_var, tokens, mask, inputs.get("hidden_words"))
         return summed([Part(owner, vectors, log_var) for owner, _, vectors, log_var, _ in found], rows)
 
     def _encoded(self, batch: Batch) -> Encoded:
-        """As of every architecture; while training, of mixed pictures and with the views of the slow copy."""
-        if self.mixing is not None and self.training:
+        """As of every architecture; while training, of mixed pictures, and with masked views and those of the slow copy."""
+        if not self.training:
+            return super()._encoded(batch)
+        if self.mixing is not None:
             batch = self.mixing(batch)
-        encoded = super()._encoded(batch)
-        if self.slow is None or not self.training:
+        masked = batch if self.masking is None else self.masking(batch, self.processor.split, self._patch_count)
+        encoded = super()._encoded(masked)
+        if self.slow is None:
             return encoded
         self.slow.follow(self)
         with torch.no_grad():
             slow = {f"{name}_momentum": self.slow.model.embed(inputs) for name, inputs in batch.views.items()}
         encoded.views |= slow
-        encoded.owners = batch.owners | {f"{name}_momentum": rows for name, rows in batch.owners.items()}
-        encoded.keys = batch.keys | {f"{name}_momentum": keys for name, keys in batch.keys.items()}
+        encoded.owners = masked.owners | {f"{name}_momentum": rows for name, rows in batch.owners.items()}
+        encoded.keys = masked.keys | {f"{name}_momentum": keys for name, keys in batch.keys.items()}
         return encoded
+
+    def _patch_count(self, pixels: Tensor) -> int:
+        if not isinstance(self.image, PatchTower):
+            raise RecipeError(
+                f"`masking` hides patches, and the image tower {type(self.image).__name__} can't leave any out"
+            )
+        return self.image.patch_count(pixels)
+
+    def _seen(self, pixels: Tensor, kept: Tensor | None) -> States:
+        """States of pictures; kept: places of the patches that are not hidden, None = all."""
+        return self.image(pixels) if kept is None else cast(PatchTower, self.image)(pixels, kept)
 
     def _embedded(self, states: States, head: nn.Module) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Unit vectors (R, E) fp32; log-variances if the head gives them; tokens after the head if asked for."""
@@ -137,11 +154,13 @@ class DualEncoder(EmbeddingModule):
         return self.processor(samples).views["query"]
 
 
-def _with_tokens(vectors: Tensor, log_var: Tensor | None, tokens: Tensor | None, mask: Tensor | None) -> Embedding:
+def _with_tokens(
+    vectors: Tensor, log_var: Tensor | None, tokens: Tensor | None, mask: Tensor | None, words: Tensor | None
+) -> Embedding:
     assert tokens is not None
     if mask is None:
         mask = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
-    return Embedding(vectors, log_var, tokens, mask)
+    return Embedding(vectors, log_var, tokens, mask, words=words)
 
 
 def _outputs(vectors: Tensor, log_var: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:

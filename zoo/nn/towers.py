@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -29,6 +29,23 @@ class ImageTower(Protocol):
     ):  # jsonargparse takes a protocol that has `__call__` for a factory; modules are called all the same
 
         def __call__(self, pixels: Tensor) -> States: ...
+
+
+@runtime_checkable
+class PatchTower(ImageTower, Protocol):
+    """An image tower that cuts pictures into patches, and can do with some of them."""
+
+    def patch_count(self, pixels: Tensor) -> int:
+        """Patches that a picture of these pixels has. RecipeError if the tower can't leave patches out."""
+        ...
+
+    def forward(self, pixels: Tensor, kept: Tensor | None = None) -> States:
+        """kept: (R, K) int64, places of the patches that the tower is to see; None = all."""
+        ...
+
+    if TYPE_CHECKING:
+
+        def __call__(self, pixels: Tensor, kept: Tensor | None = None) -> States: ...
 
 
 class TextTower(Protocol):

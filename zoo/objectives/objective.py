@@ -33,7 +33,8 @@ class Objective(Protocol):
 def view(encoded: Encoded, name: str) -> Embedding:
     """The rows of a view. Raises RecipeError, listing the views there are, if the data has no such view."""
     if name not in encoded.views:
-        raise RecipeError(f"the objective needs the view '{name}'; the data gives {sorted(encoded.views)}")
+        origin = " (masked views come from `masking` of the model)" if name.endswith("_masked") else ""
+        raise RecipeError(f"the objective needs the view '{name}'{origin}; the data gives {sorted(encoded.views)}")
     return encoded.views[name]
 
 

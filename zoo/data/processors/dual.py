@@ -96,6 +96,13 @@ class DualProcessor(Processor):
                 return f"{name}: {error}"
         return ""
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has (letters, where texts are drawn): texts of like length in one batch save padding."""
+        tokenizer = self.arrays.tokenizer
+        if tokenizer is None:
+            return [len(text) for text in texts]
+        return [len(found.ids) for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
     def split(self, inputs: Inputs, size: int) -> list[Inputs]:
         """Cut into chunks of at most `size` rows; pictures and texts go with their rows."""
         total = len(inputs["rows"])
@@ -130,11 +137,11 @@ class DualProcessor(Processor):
 
 
 _PARTS = {
-    "image_rows": ("pixels", "image_pooled", "image_tokens", "image_mask"),
-    "text_rows": ("input_ids", "attention_mask", "text_pooled", "text_tokens", "text_mask"),
+    "image_rows": ("pixels", "kept_patches", "image_pooled", "image_tokens", "image_mask"),
+    "text_rows": ("input_ids", "attention_mask", "hidden_words", "text_pooled", "text_tokens", "text_mask"),
     "place_rows": ("places", "place_pooled", "place_tokens", "place_mask"),
 }
-"""Names of the tensors of parts, raw or cached (see `CachedProcessor`), by the name of the rows they belong to."""
+"""Names of the tensors of parts, raw, masked (see `MaskedViews`) or cached (see `CachedProcessor`), by the name of the rows they belong to."""
 
 
 def narrow(inputs: Inputs, start: int, stop: int) -> Inputs:

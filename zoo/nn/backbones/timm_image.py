@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import RecipeError, UnknownNameError, WeightsError
-from zoo.nn.towers import ImageTower, States
+from zoo.nn.towers import PatchTower, States
 
 
-class TimmImage(nn.Module, ImageTower):
+class TimmImage(nn.Module, PatchTower):
     """Any image model of timm without its classifier.
 
     Tokens are those of `forward_features`: patches (and class tokens) of a transformer, cells of a convolution's last map.
@@ -48,14 +48,41 @@ class TimmImage(nn.Module, ImageTower):
         self.width = int(self.model.num_features)  # type: ignore[arg-type]
         self.pretrained = pretrained
 
-    def forward(self, pixels: Tensor) -> States:
-        """Pixels (R, 3, H, W) -> States."""
-        features = self.model.forward_features(pixels)  # type: ignore[operator]
+    def forward(self, pixels: Tensor, kept: Tensor | None = None) -> States:
+        """Pixels (R, 3, H, W) -> States, of the patches at the places `kept` (R, K) alone if given."""
+        features = self.model.forward_features(pixels) if kept is None else self._features_of(pixels, kept)  # type: ignore[operator]
         pooled = self.model.forward_head(features, pre_logits=True)  # type: ignore[operator]
         if features.ndim == 4:  # a map: (R, W, h, w), or (R, h, w, W) for models that work channels last
             last = features.shape[-1] == self.width and features.shape[1] != self.width
             features = features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
         return States(pooled, features)
+
+    def patch_count(self, pixels: Tensor) -> int:
+        """See `PatchTower`; of timm's models, those of its class `VisionTransformer`."""
+        from timm.models.vision_transformer import VisionTransformer
+
+        if not isinstance(self.model, VisionTransformer):
+            raise RecipeError(f"timm's '{self.name}' can't leave patches out; a vision transformer can (vit_...)")
+        height, width = self.model.patch_embed.patch_size
+        return int((pixels.shape[2] // height) * (pixels.shape[3] // width))
+
+    def _features_of(self, pixels: Tensor, kept: Tensor) -> Tensor:
+        """`forward_features` with only some patches, taken where patch dropout would: their positions are added already.
+        The tokens in front, such as the class token, all stay.
+        """
+
+        def left(_: nn.Module, given: tuple[Tensor, ...], __: Tensor) -> Tensor:
+            front = int(self.model.num_prefix_tokens)  # type: ignore[arg-type]
+            patches = given[0][:, front:]
+            chosen = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[2]))
+            return torch.cat([given[0][:, :front], chosen], 1)
+
+        hook = self.model.patch_drop.register_forward_hook(left)  # type: ignore[union-attr]
+        try:
+            features: Tensor = self.model.forward_features(pixels)  # type: ignore[operator]
+        finally:
+            hook.remove()
+        return features
 
     def load_pretrained(self) -> None:
         """Read the weights named by `pretrained`. Raises WeightsError when they can't be had or don't fit."""
