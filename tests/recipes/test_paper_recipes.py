@@ -13,6 +13,13 @@ from zoo.nn.conditioned_pooling import ConditionedPooling
 from zoo.registry import import_parts
 
 _BAYESCAP = (512 * 256 + 256) + (256 * 256 + 256) + (256 * 512 + 512) + 6 * (512 * 512 + 512)  # official code
+_SQUARE = 1024 * 1024 + 1024  # a linear map of 1,024 values to as many
+
+
+def _query_map(width: int) -> int:
+    return 2 * width + (width * 512 + 512) + 2 * 512 + (512 * 512 + 512)
+
+
 PUBLISHED = {
     "siglip-paper": 203_155_970,  # open_clip's ViT-B-16-SigLIP
     "lit-paper": 85_798_656 + 108_891_648 + 768 * 768 + 1,  # timm's ViT-B/16, BERT base without its pooler, head, scale
@@ -33,6 +40,21 @@ PUBLISHED = {
     "prolip-paper": 197_923_586
     - 2 * 768,  # the official code's ViT-B-16-ProLIP, but for [UNC] in texts and its position
     "probvlm-paper": 151_277_313 - 1 + 2 * _BAYESCAP,  # CLIP ViT-B/32 without its scale, and the official adapters
+    # DINOv2 large as timm has it (without its mask token), RoBERTa large without its pooler, and the official projectors
+    "freeze-align-paper": 304_367_616 + 354_310_144 + 3 * (2 * 1024 + 3 * _SQUARE) + 2 * _SQUARE + 2 * 1024 + 1,
+    "sail-paper": None,
+    # CLIP ViT-B/32 without its class token and a picture's projection; query maps and codes as in the official code
+    "fdt-paper": 151_277_313 - 2 * 768 - 768 * 512 + _query_map(768) + _query_map(512) + 16_384 * 512,
+    # twice DeiT-B/16, the first six layers of BERT base and projections (officially with biases), and the temperature
+    "albef-paper": 2 * (85_798_656 + 23_837_184 + 6 * 7_087_872 + 2 * 768 * 256) + 1,
+    # ViT-B/16, BERT base, heads (officially of two layers), modality tokens, their layers, one layer, norm, scale
+    "oneencoder-paper": 85_798_656 + 108_891_648 + 2 * 768 * 256 + 6 + 42_112 + 1_315_072 + 512 + 1,
+    "vlap-paper": 151_277_313
+    - 63_428_097
+    - 768 * 512
+    + 1_315_758_080
+    + 768 * 2048,  # CLIP's pictures, OPT-1.3b, the map
+    "geodesic-mixup-paper": 151_277_313,  # CLIP ViT-B/32
 }
 
 
