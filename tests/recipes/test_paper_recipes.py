@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
+import timm
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
@@ -55,6 +59,8 @@ PUBLISHED = {
     + 1_315_758_080
     + 768 * 2048,  # CLIP's pictures, OPT-1.3b, the map
     "geodesic-mixup-paper": 151_277_313,  # CLIP ViT-B/32
+    # ResNet-152, linear map, bytes (officially 100 letters), GRUs, attention
+    "vgse-paper": 58_143_808 + 2048 * 2048 + 257 * 20 + 6 * 1024 * (20 + 1024 + 2) + 2 * 2048 * 128 + 128 + 2048,
 }
 
 
@@ -77,6 +83,31 @@ def test_size(name: str) -> None:
         assert not any(p.requires_grad for p in module.image.parameters())
         assert all(p.requires_grad for p in module.text.parameters())
     module.configure_optimizers()  # every pattern of `rates` matches something
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_released_picture_towers_fit(name: str) -> None:
+    """What timm releases has the tensors of the tower that asks for it; `timm` reads it without its classifier."""
+    for settings in _pretrained_towers(catalog.find(name)[0].raw["model"]):
+        told = timm.get_pretrained_cfg(settings["name"])
+        assert told is not None
+        classes = 0 if settings["pretrained"] == "timm" else told.num_classes
+        with torch.device("meta"):
+            tower = timm.create_model(settings["name"], num_classes=0, **settings.get("arguments", {})).state_dict()
+            released = timm.create_model(settings["name"], num_classes=classes).state_dict()
+        assert {key: value.shape for key, value in tower.items()} == {
+            key: value.shape for key, value in released.items()
+        }
+
+
+def _pretrained_towers(node: Any) -> Iterator[dict[str, Any]]:
+    """The settings of every TimmImage that reads timm's weights."""
+    if isinstance(node, dict) and node.get("class_path") == "TimmImage":
+        own = [node["init_args"]]
+        yield from (one for one in own if str(one.get("pretrained", "")).startswith(("timm", "hf:timm/")))
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        yield from _pretrained_towers(child)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
