@@ -20,7 +20,8 @@ def rows(rank: int) -> Embedding:
     tokens = torch.randn(count, length, 4, generator=draw, requires_grad=True)
     mask = torch.ones(count, length, dtype=torch.int64)
     mask[0, 2:] = 0
-    return Embedding(torch.full((count, 4), float(rank)), tokens=tokens, mask=mask)
+    words = torch.full((count, length), 7 + rank)
+    return Embedding(torch.full((count, 4), float(rank)), tokens=tokens, mask=mask, words=words)
 
 
 def pad(tensor: Tensor, length: int) -> Tensor:
@@ -36,7 +37,7 @@ def worker(rank: int, folder: Path) -> None:
     counts = row_counts(len(local.vector), local.vector.device, None)
     found = _gather_embedding(local, counts, None)
     (found.tokens.square() * found.mask.unsqueeze(-1)).sum().backward()
-    torch.save((found.vector, found.tokens.detach(), found.mask, local.tokens.grad), folder / f"{rank}.pt")
+    torch.save((found.vector, found.tokens.detach(), found.mask, found.words, local.tokens.grad), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -44,9 +45,10 @@ def test_shorter_rows_are_padded(tmp_path: Path) -> None:
     mp.spawn(worker, (tmp_path,), nprocs=2)
     both = [rows(0), rows(1)]
     for rank in range(2):
-        vector, tokens, mask, gradient = torch.load(tmp_path / f"{rank}.pt")
+        vector, tokens, mask, words, gradient = torch.load(tmp_path / f"{rank}.pt")
         assert torch.equal(vector, torch.cat([e.vector for e in both]))
         assert torch.equal(tokens, torch.cat([pad(e.tokens.detach(), 5) for e in both]))
         assert torch.equal(mask, torch.cat([pad(e.mask, 5) for e in both]))
+        assert torch.equal(words, torch.tensor([[7, 7, 7, -1, -1]] * 2 + [[8] * 5] * 3))  # -1: not hidden
         local = both[rank]  # each rank's loss counts every row once
         torch.testing.assert_close(gradient, 2 * 2 * local.tokens.detach() * local.mask.unsqueeze(-1))

@@ -5,11 +5,11 @@ P pairs of a text and its picture, L tokens of a text, M of a picture, E width, 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import RecipeError
+from zoo.objectives.contrastive import at_least_fp32
 from zoo.objectives.objective import Objective, view
 from zoo.objectives.own_pairs import OwnPairs, own_pairs
 from zoo.types import Embedding, Encoded
@@ -69,9 +69,7 @@ class MaskedWords(nn.Module, Objective):
         words = self._words(local)[pairs.left]
         hidden = words >= 0
         logits = self.classify(self._fused(local, pairs)[hidden])
-        losses = F.cross_entropy(
-            logits.float() if logits.dtype != torch.float64 else logits, words[hidden], reduction="none"
-        )
+        losses = F.cross_entropy(at_least_fp32(logits), words[hidden], reduction="none")
         weights = pairs.weights[:, None].expand_as(words)[hidden]
         right = (logits.detach().argmax(1) == words[hidden]).sum() / total
         part = len(local.sample) / len(everyone.sample)
@@ -83,7 +81,7 @@ class MaskedWords(nn.Module, Objective):
         if words is None:
             raise RecipeError(
                 f"MaskedWords learns from hidden words, and the view '{self.texts}' has none: name in its `views` a masked "
-                "view of texts (`masking` of the model, with words above 0)"
+                "view of texts (`masking` of the model, with words above 0; and `tokens: true`)"
             )
         return words
 
@@ -91,6 +89,8 @@ class MaskedWords(nn.Module, Objective):
         """(P, L, E) states of the texts' tokens that have seen the pictures."""
         text, ignored = self._tokens(local.views[self.texts], self.texts, pairs.left)
         picture, blank = self._tokens(local.views[self.pictures], self.pictures, pairs.right)
+        if not len(text):  # attention refuses no rows at all; every parameter gets its gradient of 0 all the same
+            return text + 0 * sum(parameter.sum() for parameter in self.parameters())
         for block in self.blocks:
             text = block(text, picture, tgt_key_padding_mask=ignored, memory_key_padding_mask=blank)
         fused: Tensor = self.norm(text)

@@ -40,8 +40,8 @@ class ProLIP(nn.Module, Objective):
     Args:
         temperature: start value; 0.1 is the official s = 10. learn, max_scale: as in `SigLIP`.
         bias: start value; -10 is official, log(1 / (B - 1)) is kinder to small batches.
-        inclusions: (the view that lies within, the view that contains it, weight); weight 0 = left out. Official: pictures in
-            texts 1e-7; each whole view in its masked one (`query` in `query_masked`, see `MaskedViews`) 1e-3.
+        inclusions: (the view that lies within, the view that contains it, weight); weight 0 = left out. Official: pictures
+            in texts 1e-7; each whole view in its masked one (`query` in `query_masked`, see `MaskedViews`) 1e-3.
         inclusion_scale: c; 1000 is official, 10 that of LongProLIP.
         eps: of the official form, see `zoo.similarity.overlap.inclusion`; None = -10. The official training script has -20.
         vib: v.
