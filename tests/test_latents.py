@@ -25,7 +25,8 @@ from zoo.types import Inputs, Item
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent_folder, "_SMALLEST", 8)
+    monkeypatch.setattr(latent_folder, "_SMALLEST", {})
+    monkeypatch.setattr(latent_folder, "_OTHERS", 8)
 
 
 def run(folder: Path, source: ManyPairs | None = None, module: Any = None, **options: Any) -> list[Filled]:
@@ -84,6 +85,27 @@ def test_equal_parts_are_encoded_once(tmp_path: Path) -> None:
     filled = fill(module, listings, folder=tmp_path, show=False)
     assert module.calls == 14
     assert [(one.asked, one.manifest.rows) for one in filled] == [(12, 7), (12, 7)]
+
+
+def test_texts_of_like_length_are_encoded_together(tmp_path: Path) -> None:
+    """Longest first, by tokens: by letters they come in another order."""
+    texts = ["the cat", "qzxjk", "a cat sat", "zebra quiz", "aaaaaaaaa"]
+    seen: list[int] = []
+
+    class Watching(FrozenTowers):
+        def latents(self, inputs: Inputs) -> Inputs:
+            seen.extend(inputs["attention_mask"].sum(1).tolist())
+            return super().latents(inputs)
+
+    module = Watching(processor=processor())
+    fill(
+        module,
+        list_parts("texts", lambda: [Item(text=text) for text in texts]),
+        folder=tmp_path,
+        batch_size=2,
+        show=False,
+    )
+    assert seen == sorted(seen, reverse=True) and len(set(seen)) > 3
 
 
 def test_two_sources_with_the_same_parts_share_a_folder(tmp_path: Path) -> None:
@@ -261,7 +283,7 @@ def test_latents_of_an_earlier_encoder_are_pointed_out(tmp_path: Path) -> None:
 
 def _fill_in_a_process(folder: Path) -> None:
     torch.set_num_threads(1)
-    latent_folder._SMALLEST = 8
+    latent_folder._SMALLEST, latent_folder._OTHERS = {}, 8
     run(folder)
 
 

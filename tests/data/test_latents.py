@@ -32,7 +32,8 @@ KEY = EncoderKey("text", FACTS)
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent_folder, "_SMALLEST", 4)
+    monkeypatch.setattr(latent_folder, "_SMALLEST", {})
+    monkeypatch.setattr(latent_folder, "_OTHERS", 4)
 
 
 def keys_of(texts: list[str]) -> Keys:
@@ -117,7 +118,7 @@ def test_pickled_small_and_open_again(tmp_path: Path) -> None:
 def test_the_ranges_are_a_function_of_the_length_and_cover_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     for count in (1, 255, 256, 257, 25_600, 25_601, 1_000_000):
-        ranges = row_ranges(count)
+        ranges = row_ranges(count, "image")
         assert (
             [r[0] for r in ranges[1:]] == [r[1] for r in ranges[:-1]] and ranges[0][0] == 0 and ranges[-1][1] == count
         )

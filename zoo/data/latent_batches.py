@@ -50,7 +50,7 @@ def part_batches(
             Sample(listing.name(first + row, content), {_VIEW: item_of(listing.modality, content)})
             for row, content in enumerate(contents)
         ]
-        lengths = [len(content) if listing.modality == "text" else 0 for content in contents]
+        lengths = processor.lengths(contents) if listing.modality == "text" else [0] * len(contents)
         order = sorted(range(len(contents)), key=lambda row: (-lengths[row], row))
         for start in range(0, len(order), size):
             rows = order[start : start + size]

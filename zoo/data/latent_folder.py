@@ -23,7 +23,8 @@ from zoo.files import cache_folder, replacing
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_SMALLEST = 256  # rows of a file: what is lost at most when a short run is stopped
+_SMALLEST = {"text": 1024}  # rows of a file: what is lost at most when a short run is stopped; many texts make one second
+_OTHERS = 256
 _MOST = 100  # files of a list: what is lost of a long one is at most a hundredth
 _SHOWN = 16  # digits of a key in the name of a folder
 _NAME = re.compile(rf"({'|'.join(MODALITIES)})-[0-9a-f]{{{_SHOWN}}}/[0-9a-f]{{{_SHOWN}}}")
@@ -95,9 +96,9 @@ def list_name(keys: Keys) -> str:
     return hashlib.sha256(np.ascontiguousarray(keys).tobytes()).hexdigest()[:_SHOWN]
 
 
-def row_ranges(count: int) -> list[tuple[int, int]]:
-    """First row, and the one behind the last, of every file of a list; a function of its length alone."""
-    size = max(_SMALLEST, -(-count // _MOST))
+def row_ranges(count: int, modality: str) -> list[tuple[int, int]]:
+    """First row, and the one behind the last, of every file of a list; a function of its length and modality alone."""
+    size = max(_SMALLEST.get(modality, _OTHERS), -(-count // _MOST))
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
@@ -112,7 +113,7 @@ class LatentFolder:
 
     def __init__(self, path: Path, keys: Keys, encoder: EncoderKey) -> None:
         self.path, self.keys, self.encoder = path, keys, encoder
-        self.ranges = row_ranges(len(keys))
+        self.ranges = row_ranges(len(keys), encoder.modality)
 
     @property
     def complete(self) -> bool:
