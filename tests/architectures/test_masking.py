@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch import Tensor
 from zoo.architectures.dual_encoder import DualEncoder
 from zoo.callbacks.checkpointing import ResumableCheckpoint
 from zoo.data.datamodule import EmbeddingData
-from zoo.data.processors.dual import DualProcessor
+from zoo.data.processors.dual import DualProcessor, narrow
 from zoo.data.processors.dual_arrays import Caption, Picture
 from zoo.data.source import Source
 from zoo.errors import RecipeError
@@ -34,7 +36,7 @@ from zoo.objectives.masked_words import MaskedWords
 from zoo.objectives.objective import Objective
 from zoo.objectives.prolip import ProLIP
 from zoo.testing import check_chunking, check_gradients, example_samples
-from zoo.types import Sample
+from zoo.types import Batch, Sample
 
 WIDTH, UNCERTAIN, CLOSE, HIDDEN = 12, 1, 2, 3  # ids of the tokenizer's "!", '"' and "#"
 INCLUSIONS = (("query", "target", 0.2), ("query", "query_masked", 0.3), ("target", "target_masked", 0.4))
@@ -202,6 +204,63 @@ def test_masked_inclusion_is_the_official_one() -> None:
         difference = inside(*sides) - inside(*sides[2:], *sides[:2])
         expected = -F.logsigmoid(3.0 * difference).mean()
         torch.testing.assert_close(found[f"{name}_in_{name}_masked"], expected.detach(), rtol=1e-8, atol=1e-8)
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+SHARES = [(0, 5), (5, 7)]
+
+
+def masked_batch(module: DualEncoder) -> Batch:
+    batch = module.processor(example_samples(7))
+    torch.manual_seed(2)
+    found = module.masking(batch, module.processor.split, module._patch_count)
+    found.views["query"]["pixels"] = found.views["query"]["pixels"].double()
+    return found
+
+
+def share_of(batch: Batch, start: int, stop: int) -> Batch:
+    """These samples, their texts as long as the longest of them."""
+    views = {name: narrow(inputs, start, stop) for name, inputs in batch.views.items()}
+    for inputs in views.values():
+        if "input_ids" in inputs:
+            longest = int(inputs["attention_mask"].sum(1).max())
+            for name in ("input_ids", "attention_mask", "hidden_words"):
+                inputs.update({name: inputs[name][:, :longest]} if name in inputs else {})
+    rows = torch.arange(stop - start)
+    keys = {name: values[start:stop] for name, values in batch.keys.items()}
+    parts = batch.labels[start:stop], batch.weights[start:stop], batch.ids[start:stop], batch.sources[start:stop]
+    return Batch(views, dict.fromkeys(views, rows), keys, *parts)
+
+
+def gradient(module: DualEncoder, batch: Batch) -> tuple[Tensor, Tensor]:
+    """This process's share of the loss, and the gradient of it."""
+    local = module._encoded(batch)
+    loss = module.objective(local, module._gathered(local))["loss"]
+    loss.backward()
+    return loss.detach(), torch.cat([p.grad.flatten() for p in module.parameters() if p.requires_grad])
+
+
+def worker(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    module = worded().double().train()
+    batch = share_of(masked_batch(module), *SHARES[rank])
+    module.masking = None  # the masks are drawn already: here they are to be the same as in one process
+    parts = gradient(module, batch)
+    for part in parts:
+        dist.all_reduce(part)
+    if rank == 0:
+        torch.save(parts, folder / "found.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    module = worded().double().train()
+    batch, module.masking = masked_batch(module), None
+    mp.spawn(worker, (tmp_path,), nprocs=2)
+    for found, expected in zip(torch.load(tmp_path / "found.pt"), gradient(module, batch), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
 # ---- a restart -------------------------------------------------------------------------------------------------------
