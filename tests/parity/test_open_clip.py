@@ -12,6 +12,7 @@ import torch
 from open_clip_tiny import CONFIGS, official, ours, pixels, texts, vectors
 
 import zoo.testing
+from zoo.architectures.dual_encoder import DualEncoder
 from zoo.convert import open_clip as convert
 from zoo.convert.transformers_folder import Checkpoint
 from zoo.errors import RecipeError, UnknownNameError, WeightsError
@@ -62,11 +63,41 @@ def test_towers_that_see_the_padding_refuse_another_length(name: str) -> None:
 def test_tokens_have_the_width_of_the_vectors(name: str) -> None:
     module = ours(CONFIGS[name])
     ids, mask = texts(CONFIGS[name])
+    module.image.pooled_only = False
     image, text = module.image(pixels(CONFIGS[name])), module.text(ids, mask)
     assert isinstance(image, States) and isinstance(text, States)
     assert text.tokens.shape == (*ids.shape, module.text.width)
     width = 512 if name == "clip with a resnet" else module.image.width  # its pooling is no linear map
     assert image.tokens.ndim == 3 and image.tokens.shape[2] == width
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_pooled_state_and_its_gradients_are_the_same_without_the_others(name: str) -> None:
+    module = ours(CONFIGS[name])
+    tower: Any = module.image.double()
+    pictures = pixels(CONFIGS[name]).double()
+    found = []
+    assert tower.pooled_only  # nothing in a plain dual encoder looks at tokens
+    for tower.pooled_only in (True, False):
+        tower.zero_grad()
+        states = tower(pictures)
+        states.pooled.square().sum().backward()
+        found.append({n: p.grad for n, p in tower.named_parameters()} | {"pooled": states.pooled.detach()})
+    assert found[0].keys() == found[1].keys()
+    for key, value in found[1].items():
+        torch.testing.assert_close(found[0][key], value, rtol=1e-10, atol=1e-12)
+    DualEncoder(tower, tokens=True, processor=module.processor)
+    assert not tower.pooled_only
+
+
+def test_patches_that_nobody_looks_at_are_not_followed_to_the_end() -> None:
+    _, module = loaded("clip")
+    module.eval()
+    rows: list[int] = []
+    for block in module.image.model.transformer.resblocks:
+        block.mlp.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    module.image(pixels(CONFIGS["clip"]))
+    assert rows[-1] == 1 and all(count > 1 for count in rows[:-1])
 
 
 def test_tokens_are_the_projected_states() -> None:

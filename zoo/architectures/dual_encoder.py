@@ -19,7 +19,7 @@ from zoo.nn.masked_views import MaskedViews
 from zoo.nn.momentum import Momentum
 from zoo.nn.parts import Part, given, outputs, summed, unit
 from zoo.nn.picture_mixing import PictureMixing
-from zoo.nn.towers import ImageTower, PatchTower, SharedPooling, States, TextTower
+from zoo.nn.towers import ImageTower, PatchTower, PooledTower, SharedPooling, States, TextTower
 from zoo.registry import register
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs, Item, Sample
 
@@ -64,6 +64,9 @@ class DualEncoder(EmbeddingModule):
         self.text_head: nn.Module = text_head or nn.Identity()  # type: ignore[assignment]
         if (tokens or shared is not None) and any(isinstance(head, StatesHead) for head in (image_head, text_head)):
             raise RecipeError("`tokens` and `shared` need heads that act on single tokens, not on all states at once")
+        looked_at = tokens or shared is not None or (isinstance(image_head, StatesHead) and image_head.needs_tokens)
+        if isinstance(image, PooledTower):
+            image.pooled_only = not looked_at
         self.shared = shared
         self.tokens = tokens
         self.mixing, self.masking = mixing, masking

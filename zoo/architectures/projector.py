@@ -20,7 +20,7 @@ from zoo.nn.latent_mixing import LatentMixing
 from zoo.nn.partial_pairs import PartialPairs
 from zoo.nn.parts import given, outputs, part_of, summed, unit
 from zoo.nn.picture_mixing import PictureMixing
-from zoo.nn.towers import ImageTower, PlaceTower, States, TextTower
+from zoo.nn.towers import ImageTower, PlaceTower, PooledTower, States, TextTower
 from zoo.registry import register
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs, Item, Sample
 
@@ -75,6 +75,9 @@ class Projector(EmbeddingModule):
             raise RecipeError(f"the heads of {blind} look at tokens: name these modalities in `tokens`, too")
         self.encoders = nn.ModuleDict(encoders).requires_grad_(False)  # type: ignore[arg-type]  # encoders are modules
         self.heads = nn.ModuleDict(heads)  # type: ignore[arg-type]
+        for name, encoder in encoders.items():
+            if isinstance(encoder, PooledTower):
+                encoder.pooled_only = name not in tokens
         self.mixing = mixing
         self.universal = universal
         self.tokens = tuple(tokens)

@@ -48,6 +48,16 @@ class PatchTower(ImageTower, Protocol):
         def __call__(self, pixels: Tensor, kept: Tensor | None = None) -> States: ...
 
 
+@runtime_checkable
+class PooledTower(Protocol):
+    """A tower that is faster where nobody looks at its tokens.
+
+    pooled_only: set by the architecture; the tokens of `States` are then nothing but the pooled state.
+    """
+
+    pooled_only: bool
+
+
 class TextTower(Protocol):
     """Token ids (R, L) and mask (R, L) with 1 for real tokens -> States."""
 

@@ -141,8 +141,8 @@ _PARTS = {
     "text_rows": ("input_ids", "attention_mask", "hidden_words", "text_pooled", "text_tokens", "text_mask"),
     "place_rows": ("places", "place_pooled", "place_tokens", "place_mask"),
 }
-"""Names of the tensors of parts, raw, masked (see `MaskedViews`) or cached (see `CachedProcessor`), by the name of the rows that
-they belong to."""
+"""Names of the tensors of parts, raw, masked (see `MaskedViews`) or cached (see `CachedProcessor`), by the name of the rows
+that they belong to."""
 
 
 def narrow(inputs: Inputs, start: int, stop: int) -> Inputs:

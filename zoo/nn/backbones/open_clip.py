@@ -113,7 +113,8 @@ class _OpenClipTower(nn.Module):
 class OpenClipImage(_OpenClipTower, ImageTower):
     """The image tower of a configuration of open_clip, its projection included.
 
-    Tokens are patches (or cells of the last map), without the class token, after the projection where it is linear.
+    Tokens are patches (or cells of the last map), without the class token, after the projection where it is linear. With
+    `pooled_only` (see `PooledTower`) the last block of a vision transformer follows the class token alone.
 
     Args:
         config: a name as open_clip.list_models() gives it, or a configuration written out.
@@ -141,6 +142,7 @@ class OpenClipImage(_OpenClipTower, ImageTower):
         model = _built(lambda: _build_vision_tower(settings["embed_dim"], CLIPVisionCfg(**vision), quick), config)
         super().__init__(model, vision, quick, quick_gelu, pretrained)
         self.width: int = settings["embed_dim"]
+        self.pooled_only = False
 
     def forward(self, pixels: Tensor) -> States:
         """Pixels (R, 3, H, W) -> States."""
@@ -149,7 +151,11 @@ class OpenClipImage(_OpenClipTower, ImageTower):
 
         if isinstance(self.model, TimmModel):
             return _of_timm(self.model, pixels)
-        return _of_resnet(self.model, pixels) if isinstance(self.model, ModifiedResNet) else _of_vit(self.model, pixels)
+        if isinstance(self.model, ModifiedResNet):
+            return _of_resnet(self.model, pixels)
+        if self.pooled_only and _class_token_suffices(self.model):
+            return _of_class_token(self.model, pixels)
+        return _of_vit(self.model, pixels)
 
     def load_pretrained(self) -> None:
         """Read the weights named by `pretrained`. Raises WeightsError when they can't be had or don't fit."""
@@ -210,6 +216,28 @@ def _of_vit(model: Any, pixels: Tensor) -> States:
     if model.final_ln_after_pool and model.attn_pool is None:
         tokens = model.ln_post(tokens)
     return States(pooled @ model.proj, tokens @ model.proj)
+
+
+def _class_token_suffices(model: Any) -> bool:
+    """Whether a vision transformer pools by its class token, behind blocks as `_of_class_token` knows them."""
+    from open_clip.transformer import ResidualAttentionBlock
+
+    blocks = model.transformer
+    plain = type(blocks.resblocks[-1]) is ResidualAttentionBlock and blocks.batch_first and not blocks.grad_checkpointing
+    return plain and model.attn_pool is None and model.pool_type == "tok"
+
+
+def _of_class_token(model: Any, pixels: Tensor) -> States:
+    """The pooled state alone: what the last block makes of the patches is seen by nobody, so it is not computed."""
+    *blocks, last = model.transformer.resblocks
+    hidden = model._embeds(pixels)
+    for block in blocks:
+        hidden = block(hidden)
+    seen = last.ln_1(hidden)
+    first = hidden[:, :1] + last.ls_1(last.attention(seen[:, :1], seen, seen))
+    first = first + last.ls_2(last.mlp(last.ln_2(first)))
+    pooled = model.ln_post(first[:, 0]) @ model.proj
+    return States(pooled, pooled[:, None])
 
 
 def _of_resnet(model: Any, pixels: Tensor) -> States:
