@@ -7,12 +7,21 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+
 Thing = TypeVar("Thing")
 _END = object()
 
 
-def ahead(things: Iterable[Thing], depth: int = 2) -> Iterator[Thing]:
-    """The same things in the same order, made in another thread: up to `depth` of them before they are asked for."""
+def ahead(things: Iterable[Thing], device: torch.device, depth: int = 2) -> Iterator[Thing]:
+    """The same things in the same order, made in another thread: up to `depth` of them before they are asked for.
+
+    Not where the caller computes on the CPU: products share their work evenly among all cores, so whatever one core does
+    beside them the others wait for, and it would be paid twice.
+    """
+    if device.type == "cpu":
+        yield from things
+        return
     source = iter(things)
     with ThreadPoolExecutor(1, "zoo-ahead") as pool:
         waiting: deque[Future[object]] = deque(pool.submit(next, source, _END) for _ in range(depth))

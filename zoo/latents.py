@@ -161,8 +161,9 @@ def _filled(module: LatentModule, listing: Listing, store: LatentFolder, batch_s
     begin = time.perf_counter()
     title = f"{listing.source}: {listing.modality}"
     with counting(len(listing), title, show=show, done=len(listing) - wanted) as advance:
-        batches = ahead(part_batches(module.processor, listing, store, missing, batch_size))
-        for number, rows in _files(module, listing.modality, store, batches, advance):
+        batches = part_batches(module.processor, listing, store, missing, batch_size)
+        device = _device(module, listing.modality)
+        for number, rows in _files(module, listing.modality, store, ahead(batches, device), advance):
             store.write(number, rows)
     manifest = store.finish(listing.source)
     return Filled(store.path, manifest, listing.total, wanted, time.perf_counter() - begin)
@@ -188,10 +189,14 @@ def _files(
             done, bad = {}, {}
 
 
+def _device(module: LatentModule, modality: str) -> torch.device:
+    return next((p.device for p in module.encoders[modality].parameters()), torch.device("cpu"))
+
+
 def _encoded(module: LatentModule, modality: str, batch: PartBatch, dtype: str) -> dict[int, Mapping[str, Array]]:
     """Row -> its pooled latent and, if kept, its tokens."""
     assert batch.inputs is not None  # asked by the caller
-    device = next((p.device for p in module.encoders[modality].parameters()), torch.device("cpu"))
+    device = _device(module, modality)
     latents = module.latents({name: value.to(device) for name, value in batch.inputs.items()})
     pooled = _stored(latents[f"{modality}_pooled"], dtype, batch.names)
     if modality not in module.tokens:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import struct
+import threading
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.data.images import open_image
+from zoo.data.images import open_image, open_images
 from zoo.errors import SampleError
 
 
@@ -188,3 +191,42 @@ def test_damage_anywhere_is_an_error_that_names_the_sample_or_no_error() -> None
             assert str(error).startswith("sample 3: image")
             refused += 1
     assert refused > 50
+
+
+# ---- several ---------------------------------------------------------------------------------------------------------
+
+
+def _sides(sources: list[list[bytes]], threads: set[int]) -> list[list[int]]:
+    def watched(picture: Image.Image) -> Image.Image:
+        threads.add(threading.get_ident())
+        return picture
+
+    return [[one.width for one in row] for row in open_images(sources, [f"s{i}" for i in range(len(sources))], watched)]
+
+
+def _in_a_process(queue: Any, sources: list[list[bytes]]) -> None:
+    threads: set[int] = set()
+    queue.put((_sides(sources, threads), threads == {threading.get_ident()}))
+
+
+def test_several_pictures_are_opened_in_threads_but_not_in_a_worker() -> None:
+    sources = [[encoded(noise(8 + i, 8))] * (i % 3) for i in range(12)]
+    wanted = [[8 + i] * (i % 3) for i in range(12)]
+    threads: set[int] = set()
+    assert _sides(sources, threads) == wanted and threading.get_ident() not in threads
+    queue: Any = multiprocessing.get_context("fork").Queue()
+    process = multiprocessing.get_context("fork").Process(target=_in_a_process, args=(queue, sources))
+    process.start()
+    assert queue.get(timeout=60) == (wanted, True)
+    process.join()
+    few: set[int] = set()
+    assert _sides(sources[:3], few) == wanted[:3] and few == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_the_first_of_several_bad_pictures_is_named(count: int) -> None:
+    sources = [[encoded(noise())] for _ in range(count)]
+    sources[1] = [b"bad"]
+    sources[-1] = [b""]
+    with pytest.raises(SampleError, match=r"^s1: image is not a picture"):
+        open_images(sources, [f"s{i}" for i in range(count)])

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import multiprocessing
+import os
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,7 @@ WHITE: Colour = (255, 255, 255)
 PAGE = "zoo.page"
 """Key of `Image.info` under which a picture that was transparent keeps the colour it was laid on."""
 
+_SEVERAL = 4  # pictures, from which threads are worth their start
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,6 +71,40 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS, bac
         raise SampleError(f"{where} is damaged: {error}") from error
     with picture:
         return _decoded(picture, where, max_pixels, background)
+
+
+def open_images(
+    sources: Sequence[Sequence[ImageSource]],
+    names: Sequence[str],
+    made: Callable[[Image.Image], Image.Image] = lambda picture: picture,
+) -> list[list[Image.Image]]:
+    """`open_image` of the pictures of several samples, on all cores: decoders leave the interpreter free.
+
+    One after the other in a process that is one of several, such as a worker of a data loader: there the cores are taken.
+
+    Args:
+        sources: the pictures of each sample.
+        names: of the samples.
+        made: what becomes of each picture before the next one is opened: of large files the small rest is kept.
+
+    Raises:
+        SampleError: as `open_image`, of the first picture in order that can't be used.
+    """
+    flat = [(source, name) for row, name in zip(sources, names, strict=True) for source in row]
+
+    def opened(one: tuple[ImageSource, str]) -> Image.Image:
+        return made(open_image(*one))
+
+    if len(flat) < _SEVERAL or multiprocessing.parent_process() is not None:
+        pictures: Iterator[Image.Image] = map(opened, flat)
+        return [[next(pictures) for _ in row] for row in sources]
+    with ThreadPoolExecutor(min(len(flat), _cores())) as pool:  # not kept: threads do not survive a fork
+        pictures = pool.map(opened, flat)
+        return [[next(pictures) for _ in row] for row in sources]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def data_address(source: ImageSource, name: str, size: int, quality: int = 80) -> str:

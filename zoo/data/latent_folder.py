@@ -23,7 +23,9 @@ from zoo.files import cache_folder, replacing
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_SMALLEST = {"text": 1024}  # rows of a file: what is lost at most when a short run is stopped; many texts make one second
+_SMALLEST = {
+    "text": 1024
+}  # rows of a file: what is lost at most when a short run is stopped; many texts make one second
 _OTHERS = 256
 _MOST = 100  # files of a list: what is lost of a long one is at most a hundredth
 _SHOWN = 16  # digits of a key in the name of a folder

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
-from zoo.data.images import open_image
+from zoo.data.images import open_images
 from zoo.data.processors import dual_arrays, open_clip_tokenizer
 from zoo.data.processors.collate import collate
 from zoo.data.processors.dual_arrays import Caption, DualArrays, Picture
@@ -79,7 +80,7 @@ class DualProcessor(Processor):
 
     def encode_view(self, view: str, items: Sequence[Item], names: Sequence[str]) -> Inputs:
         """The items of one view -> tensors."""
-        images = [[open_image(image, name) for image in item.images] for item, name in zip(items, names, strict=True)]
+        images = open_images([item.images for item in items], names, self._shrunk)
         try:
             arrays = self.arrays(
                 [i.text for i in items], images, [i.instruction for i in items], False, [i.place for i in items]
@@ -87,6 +88,10 @@ class DualProcessor(Processor):
         except ValueError as error:
             raise SampleError(self._name_culprit(items, images, names) or str(error)) from error
         return {key: torch.from_numpy(value) for key, value in arrays.items()}
+
+    def _shrunk(self, image: Image.Image) -> Image.Image:
+        """As `Picture` makes it, which then leaves it as it is."""
+        return Image.fromarray(self.picture.bytes_of(image))
 
     def _name_culprit(self, items: Sequence[Item], images: list[Any], names: Sequence[str]) -> str:
         for item, pictures, name in zip(items, images, names, strict=True):

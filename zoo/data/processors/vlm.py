@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from zoo.data.images import open_image
+from zoo.data.images import open_images
 from zoo.data.processors import vlm_arrays
 from zoo.data.processors.collate import collate
 from zoo.data.processors.vlm_arrays import Pixels, Template, VlmArrays
@@ -80,7 +80,7 @@ class VlmProcessor(Processor):
         for item, name in zip(items, names, strict=True):
             if item.place is not None:
                 raise SampleError(f"{name}: this model takes no places; leave the place out")
-        images = [[open_image(image, name) for image in item.images] for item, name in zip(items, names, strict=True)]
+        images = open_images([item.images for item in items], names)
         try:
             arrays = self.arrays(
                 [item.text for item in items], images, [item.instruction for item in items], view in self.query_views

@@ -223,7 +223,9 @@ def _class_token_suffices(model: Any) -> bool:
     from open_clip.transformer import ResidualAttentionBlock
 
     blocks = model.transformer
-    plain = type(blocks.resblocks[-1]) is ResidualAttentionBlock and blocks.batch_first and not blocks.grad_checkpointing
+    plain = (
+        type(blocks.resblocks[-1]) is ResidualAttentionBlock and blocks.batch_first and not blocks.grad_checkpointing
+    )
     return plain and model.attn_pool is None and model.pool_type == "tok"
 
 
