@@ -203,7 +203,7 @@ def test_fingerprint_follows_what_decides_a_vector(embedder: Embedder, tmp_path:
     moved = tmp_path / "moved"
     moved.mkdir()
     training = {"objective": {"class_path": "X"}, "chunk_size": 3, "gather_group": 2, "momentum": 0.99, "mixing": {}}
-    training["masking"] = {}
+    training |= {"masking": {}, "rates": {"text": 0.1}}
     recipe = toy.recipe(moved, **training)
     assert Embedder(embedder.module, recipe, name="other", weights=None).fingerprint() == before
     embedder.module.slow = torch.nn.Linear(2, 2)  # as dual encoders with `momentum` keep

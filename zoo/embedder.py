@@ -28,7 +28,8 @@ Side = Literal["query", "document"]
 OnBad = Callable[[int, SampleError], None]
 # of an architecture, without meaning for the vectors that it gives once it is trained
 _TRAINING_OPTIONS = (
-    "objective", "optimizer", "scheduler", "chunk_size", "gather_group", "freeze", "momentum", "mixing", "masking"
+    "objective", "optimizer", "scheduler", "chunk_size", "gather_group", "freeze", "momentum", "mixing", "masking",
+    "rates",
 )  # fmt: skip
 # tensors of the objective, of the copy that `momentum` keeps, and what `mixing` learns
 _TRAINING_STATE = ("objective.", "slow.", "mixing.")

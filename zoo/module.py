@@ -216,7 +216,8 @@ class EmbeddingModule(LightningModule):
             [{"params": found} | ({} if decays else {"weight_decay": 0.0}) for (_, decays), found in groups.items()]
         )
         for group, (pattern, _) in zip(optimizer.param_groups, groups, strict=True):
-            group["lr"] *= self.rates.get(pattern, 1.0)
+            if pattern in self.rates:
+                group["lr"] = group["lr"] * self.rates[pattern]
         if self.scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}

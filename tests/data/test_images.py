@@ -230,3 +230,10 @@ def test_the_first_of_several_bad_pictures_is_named(count: int) -> None:
     sources[-1] = [b""]
     with pytest.raises(SampleError, match=r"^s1: image is not a picture"):
         open_images(sources, [f"s{i}" for i in range(count)])
+
+
+def test_one_picture_that_is_not_read_yet_may_stand_in_several_samples(tmp_path: Path) -> None:
+    noise(300, 300).save(tmp_path / "one.jpg")
+    with Image.open(tmp_path / "one.jpg") as picture:
+        found = open_images([[picture]] * 16, [f"s{i}" for i in range(16)])
+    assert all(row[0].tobytes() == found[0][0].tobytes() for row in found)

@@ -10,6 +10,7 @@ from zoo.metrics import search as module_under_test
 from zoo.metrics.search import search
 
 SHAPES = [(37, 500, 8, 10, (16, 64)), (5, 7, 3, 20, (2, 3)), (24, 2500, 6, 60, (16, 1200)), (33, 257, 4, 50, (7, 31))]
+SHAPES += [(9, 10, 4, 1, (16, 64)), (9, 22, 4, 5, (16, 64))]
 SHAPES += [(9, 1000, 4, 5, (1024, 1 << 14)), (1, 1, 1, 1, (1, 1))]
 
 

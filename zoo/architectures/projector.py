@@ -75,9 +75,6 @@ class Projector(EmbeddingModule):
             raise RecipeError(f"the heads of {blind} look at tokens: name these modalities in `tokens`, too")
         self.encoders = nn.ModuleDict(encoders).requires_grad_(False)  # type: ignore[arg-type]  # encoders are modules
         self.heads = nn.ModuleDict(heads)  # type: ignore[arg-type]
-        for name, encoder in encoders.items():
-            if isinstance(encoder, PooledTower):
-                encoder.pooled_only = name not in tokens
         self.mixing = mixing
         self.universal = universal
         self.tokens = tuple(tokens)
@@ -147,7 +144,10 @@ class Projector(EmbeddingModule):
     def _states(self, modality: str, *tensors: Tensor) -> States:
         if modality not in self.encoders:
             raise RecipeError(f"there is no encoder for a {modality}; there are those of {sorted(self.encoders)}")
-        states: States = self.encoders[modality](*tensors)
+        encoder = self.encoders[modality]
+        if isinstance(encoder, PooledTower):  # here: `zoo cache --tokens` asks for tokens of a model that is built
+            encoder.pooled_only = modality not in self.tokens
+        states: States = encoder(*tensors)
         return states
 
     def _headed(self, modality: str, states: States) -> Any:

@@ -98,6 +98,11 @@ def open_images(
     if len(flat) < _SEVERAL or multiprocessing.parent_process() is not None:
         pictures: Iterator[Image.Image] = map(opened, flat)
         return [[next(pictures) for _ in row] for row in sources]
+    for source, name in flat:
+        if isinstance(
+            source, Image.Image
+        ):  # one that is not read yet can't be read by two threads, if it stands in two samples
+            open_image(source, name)
     with ThreadPoolExecutor(min(len(flat), _cores())) as pool:  # not kept: threads do not survive a fork
         pictures = pool.map(opened, flat)
         return [[next(pictures) for _ in row] for row in sources]

@@ -17,6 +17,8 @@ from torch import Tensor
 _UNIT = 2.0**-8  # of bf16: rounding changes a number by at most this share of it
 _FP32 = 2.0**-24
 _WORTH = 1 << 30  # multiplications from which rounding first is faster (ours, 2 CPU cores)
+_QUERIES = 256  # below, rounding the candidates takes longer than is saved (ours, likewise)
+_LARGEST = 1 << 27  # numbers of the candidates: their copy takes at most 256 MiB
 _AT_A_TIME = 1 << 17  # numbers that stay in the cache (ours, likewise)
 _LEAST = 1e-30  # numbers that the matrix units may take for zero are far below
 
@@ -69,6 +71,7 @@ def thresholds(values: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     return (values - room).bfloat16(), (values + room).bfloat16()
 
 
-def pays(multiplications: int, device: torch.device) -> bool:
-    """Whether rounding first is faster for a product of so many multiplications."""
-    return multiplications >= _WORTH and device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+def pays(queries: int, candidates: Tensor) -> bool:
+    """Whether rounding first is faster: many queries share the rounding of the candidates, whose copy must stay small."""
+    worth = queries >= _QUERIES and queries * candidates.numel() >= _WORTH and candidates.numel() <= _LARGEST
+    return worth and candidates.device.type == "cpu" and torch.cpu._is_amx_tile_supported()

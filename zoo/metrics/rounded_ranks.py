@@ -37,7 +37,7 @@ class RoundedRanks:
             queries: how many will be ranked.
             relevant: R.
         """
-        if relevant > FEW or not pays(queries * candidates.numel(), candidates.device):
+        if relevant > FEW or not pays(queries, candidates):
             return None
         return cls(distinct, first_of, first_of.bincount(minlength=len(distinct)), Rounded.of(candidates))
 

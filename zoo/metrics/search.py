@@ -68,18 +68,19 @@ def search(queries: Tensor, candidates: Tensor, k: int, *, block: tuple[int, int
     queries, candidates = (checked_vectors(t, n, "search") for t, n in ((queries, "query"), (candidates, "candidate")))
     k = min(k, len(candidates))
     with full_precision(queries.device):
-        if pays(len(queries) * candidates.numel(), queries.device) and len(candidates) > 4 * k:
-            keys = _rounded_first(queries, candidates, k, block)
+        more = 7 * k // 4 + _MORE
+        if pays(len(queries), candidates) and len(candidates) > more:
+            keys = _rounded_first(queries, candidates, k, more, block)
         else:
             keys = _best_keys(queries, candidates, k, block)
     keys = keys.sort(dim=1, descending=True).values
     return Found(_score(keys), _index(keys))
 
 
-def _rounded_first(queries: Tensor, candidates: Tensor, k: int, block: tuple[int, int]) -> Tensor:
+def _rounded_first(queries: Tensor, candidates: Tensor, k: int, more: int, block: tuple[int, int]) -> Tensor:
     """The same (Q, k) keys as `_best_keys` finds, up to the rounding of fp32."""
     asked, offered = Rounded.of(queries), Rounded.of(candidates)
-    found = _best_keys(asked.values, offered.values, 7 * k // 4 + _MORE, block)
+    found = _best_keys(asked.values, offered.values, more, block)
     left_out = at_most(_score(found.amin(1)), asked.error(offered))
     indexes = _index(found)
     keys = _key(_products(queries, candidates, indexes), indexes).topk(k, sorted=False).values
