@@ -126,6 +126,17 @@ def test_list_and_remove(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         zoo("cache", "--remove", "text-notes", "--folder", folder)
     assert zoo("cache", "--remove", other.relative_to(folder), "--folder", folder) == 0
     assert list(latent_folder.folders_in(folder)) == [unfinished] and not other.parent.exists()
+    (second := tmp_path / "elsewhere").mkdir()
+    cache(recipe(tmp_path), second)
+    damaged = next(iter(latent_folder.folders_in(second)))
+    part = damaged / "part-00000.safetensors"
+    part.write_bytes(part.read_bytes()[:-3])
+    with pytest.raises(
+        ZooError, match=rf"{part} .*zoo cache --remove {damaged}\)"
+    ):  # also where nothing is left to encode
+        cache(recipe(tmp_path), second)
+    assert zoo("cache", "--remove", damaged) == 0  # as the message says, without --folder
+    assert not damaged.exists()
     assert zoo("cache", "--remove", "all", "--folder", folder) == 0
     assert [path.name for path in folder.iterdir()] == ["text-notes"]
     assert "1 folder removed" in capsys.readouterr().out
@@ -159,6 +170,7 @@ def started(run: Callable[[], object]) -> Any:
     def quiet() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         torch.set_num_threads(1)
+        latent_folder._ROWS = dict.fromkeys(latent_folder._ROWS, 256)
         run()
 
     process = multiprocessing.get_context("fork").Process(target=quiet)

@@ -137,6 +137,8 @@ def test_find_path_takes_files_and_names(folder: Path, tmp_path: Path) -> None:
         UnknownNameError, match=r"recipe 'smal'; did you mean 'small'\? \(there is no file 'x/smal.yaml'"
     ):
         catalog.find_path("x/smal.yaml")
+    with pytest.raises(RecipeError, match=r"no file 'x/small.yaml'; the entry of that name .*: small$"):
+        catalog.find_path("x/small.yaml")
 
 
 def test_names_after_config_become_files(folder: Path) -> None:

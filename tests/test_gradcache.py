@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import RecipeError
 from zoo.module import EmbeddingModule
 from zoo.objectives.infonce import InfoNCE
 from zoo.types import Batch, Embedding, Encoded, Inputs
@@ -101,3 +102,20 @@ def test_both_passes_run_in_mixed_precision() -> None:
     for size, found in results.items():
         distance = (found - right).norm() / right.norm()
         assert distance < 5e-2, f"in bf16, chunks of {size}: the gradient is off by {distance:.1e} of its norm"
+
+
+@pytest.mark.parametrize("size", [3, COUNT])
+def test_batch_norms_are_refused_unless_frozen(size: int) -> None:
+    """A chunk would be normed by itself, and the second pass would move the running statistics once more."""
+    module = Dropped(size)
+    module.layers = nn.Sequential(nn.Linear(WIDTH, 8), nn.BatchNorm1d(8)).double()
+    module.train()
+    with pytest.raises(RecipeError, match=r"through 1 batch norms they do \(the first: layers\.1\)"):
+        module._encoded(batch())
+    module.freeze_patterns = [r".*layers\.1\..*"]
+    module.apply_freeze()
+    found = gradient(module, module._encoded(batch()))
+    module.zero_grad()
+    module.chunk_size = None
+    torch.testing.assert_close(found, gradient(module, module._encoded(batch())), rtol=1e-10, atol=1e-12)
+    assert int(module.layers[1].num_batches_tracked) == 0  # type: ignore[arg-type]

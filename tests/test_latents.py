@@ -26,8 +26,7 @@ from zoo.types import Inputs, Item
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent_folder, "_SMALLEST", {})
-    monkeypatch.setattr(latent_folder, "_OTHERS", 8)
+    monkeypatch.setattr(latent_folder, "_ROWS", dict.fromkeys(latent_folder._ROWS, 8))
 
 
 def run(folder: Path, source: ManyPairs | None = None, module: Any = None, **options: Any) -> list[Filled]:
@@ -284,7 +283,7 @@ def test_latents_of_an_earlier_encoder_are_pointed_out(tmp_path: Path) -> None:
 
 def _fill_in_a_process(folder: Path) -> None:
     torch.set_num_threads(1)
-    latent_folder._SMALLEST, latent_folder._OTHERS = {}, 8
+    latent_folder._ROWS = dict.fromkeys(latent_folder._ROWS, 8)
     run(folder)
 
 

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 import zoo
-from zoo import cli
+from zoo import catalog, cli
 
 COLOURS = {"red": (200, 10, 10), "green": (10, 200, 10), "blue": (10, 10, 200)}
 
@@ -101,6 +101,28 @@ def test_options_that_lead_nowhere_are_one_line(
     assert "name a recipe that has them: --config NAME or FILE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        ({"mean": {"class_path": "Projection", "init_args": {"dm": 3}}}, "mean (Projection): unknown option 'dm'"),
+        ({"widht": 3}, "model.image_head (GaussianHead): unknown option 'widht'"),
+        ({}, "(GaussianHead): the following arguments are required: mean"),
+    ],
+)
+def test_a_slip_within_a_union_is_named_where_it_is(
+    head: dict[str, object], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A head may be one of several kinds; that the class is none of the others is no news."""
+    raw = yaml.safe_load(catalog.find_path("prolip-emoji").read_text("utf-8"))
+    raw["model"]["init_args"]["image_head"]["init_args"] |= head
+    if not head:
+        del raw["model"]["init_args"]["image_head"]["init_args"]["mean"]
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump(raw), "utf-8")
+    assert run("fit", "--config", mine) == cli.EXIT_BAD_INPUT
+    assert told in capsys.readouterr().err
+
+
 def test_predict_writes_the_vectors_of_the_checkpoint(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", "--config", recipe) == 0
     last = "runs/mine/checkpoints/last.ckpt"
@@ -132,7 +154,7 @@ def test_an_ended_fit_does_not_seem_finished(
     recipe: Path, sent: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("ZOO_TRACEBACK", raising=False)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     raw = yaml.safe_load(recipe.read_text("utf-8"))
     raw["trainer"] |= {
         "max_steps": 9,

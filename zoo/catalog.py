@@ -84,12 +84,16 @@ def find_path(name_or_file: str) -> Path:
     """The recipe file that is meant by a path to it, or by an entry's name.
 
     Raises:
-        UnknownNameError: neither; says which names are near.
+        UnknownNameError: neither; says which names are near. RecipeError: a file that is not there, of an entry's name.
     """
     path = Path(name_or_file)
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml"):
+        if path.stem in _index():
+            raise RecipeError(
+                f"there is no file '{path}'; the entry of that name is called without folder and ending: {path.stem}"
+            )
         raise UnknownNameError("recipe", path.stem, _index(), f"(there is no file '{path}')")
     found = find(name_or_file)[0].path
     if found is None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from zoo.data.source import Processor
@@ -36,7 +37,7 @@ class EmbeddingModule(LightningModule):
         optimizer: given the parameter groups (with and without weight decay).
         scheduler: stepped after every optimizer step; None = constant.
         chunk_size: encode this many rows at a time and recompute them in the backward pass (GradCache, arXiv:2101.06983):
-            the gradient of the whole batch for the memory of one chunk. None = all at once.
+            the gradient of the whole batch for the memory of one chunk. Batch norms must be frozen. None = all at once.
         gather_group: ranks that share their rows with one another; the loss is the mean over such groups, and each one's
             batch is its own (grouped aggregation, M2-Encoder, arXiv:2401.15896: less to send and fewer negatives). None =
             all ranks are one group, which is the loss of the joined batch.
@@ -163,7 +164,8 @@ class EmbeddingModule(LightningModule):
         if not torch.isfinite(loss):
             raise NonFiniteError(
                 f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}); "
-                f"its samples are {_named(batch.ids)}. The weights before this step are kept in the last checkpoint."
+                f"its samples are {_named(batch.ids)}. This step changed no weights: lower the learning rate or "
+                "look at these samples, then go on from a checkpoint, if one was saved, or start again"
             )
         size = len(batch.ids)
         for name, value in losses.items():
@@ -236,7 +238,19 @@ class EmbeddingModule(LightningModule):
         chunks = self.processor.split(inputs, self.chunk_size)
         if not torch.is_grad_enabled():
             return _joined([self.encode(chunk) for chunk in chunks])
+        self._refuse_batch_statistics()
         return _joined([_checkpointed(self, chunk) for chunk in chunks])
+
+    def _refuse_batch_statistics(self) -> None:
+        """A chunk is no batch: averaged over it, batch norms would give other vectors, and count it twice."""
+        trained = (n for n, part in self.named_modules() if isinstance(part, _BatchNorm) and part.training)
+        names = [name for name in trained if not name.startswith("objective.")]
+        if names:
+            raise RecipeError(
+                "`chunk_size` gives the gradient of the whole batch only where rows do not depend on each other; through "
+                f"{len(names)} batch norms they do (the first: {names[0]}). Freeze these, which fixes their statistics "
+                f"(freeze: ['.*{names[0].rpartition('.')[2]}.*']), or leave `chunk_size` out"
+            )
 
     def _encoded(self, batch: Batch) -> Encoded:
         return Encoded(

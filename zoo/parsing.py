@@ -22,6 +22,9 @@ _KEY = re.compile(r'Parser key "(?P<key>[^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _UNKNOWN_OPTION = re.compile(r"Option '(?P<name>[^']+)' is not accepted|Key '(?P<key>[^']+)' is not expected")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
+_OTHER_BRANCH = re.compile(
+    r"(?:Expected a dot import path string:|Import path) (?P<name>[\w.]+)(?: does not implement|$)"
+)
 _UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (?P<name>--?[^\s=]+)")
 _NO_RECIPE = re.compile(r"required.*\b(?:model|data)\b")
 _MARK = re.compile(r"line \d+, column \d+")
@@ -33,12 +36,15 @@ def explain(error: Exception, recipe: str, options: Iterable[str] = ()) -> Recip
     keys: list[str] = []
     owner = ""
     causes: list[str] = []
+    known = {match["path"].rpartition(".")[2] for match in _CLASS.finditer(str(error))}
     for line in str(error).splitlines():
         text = line.strip().removeprefix("- ")
         if match := _KEY.match(text):
             keys.append(match["key"])
         elif match := _CLASS.match(text):
             owner = match["path"]
+        elif (match := _OTHER_BRANCH.match(text)) and match["name"].rpartition(".")[2] in known:
+            continue  # another branch of the union takes this class, and tells what is wrong inside
         elif not _NOISE.match(text):
             causes.append(text)
             break

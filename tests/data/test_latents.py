@@ -32,8 +32,7 @@ KEY = EncoderKey("text", FACTS)
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent_folder, "_SMALLEST", {})
-    monkeypatch.setattr(latent_folder, "_OTHERS", 4)
+    monkeypatch.setattr(latent_folder, "_ROWS", dict.fromkeys(latent_folder._ROWS, 4))
 
 
 def keys_of(texts: list[str]) -> Keys:
@@ -123,6 +122,7 @@ def test_the_ranges_are_a_function_of_the_length_and_cover_it(monkeypatch: pytes
             [r[0] for r in ranges[1:]] == [r[1] for r in ranges[:-1]] and ranges[0][0] == 0 and ranges[-1][1] == count
         )
         assert len(ranges) <= 100
+    assert [row_ranges(3000, name)[0] for name in ("image", "text")] == [(0, 256), (0, 1024)]
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

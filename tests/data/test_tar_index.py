@@ -60,7 +60,7 @@ def test_sizes_in_binary_and_in_extended_headers(tmp_path: Path) -> None:
             file.write(info.tobuf(form))
             file.truncate(file.tell() + size + 505)
             file.seek(0, 2)
-            file.write(member("after.txt", b"x").tobuf() + b"x" + bytes(511))
+            file.write(member("after.txt", b"x").tobuf() + b"x" + bytes(511 + 1024))
         assert [(m.name, m.size) for m in read_members(path)] == [("big.bin", size), ("after.txt", 1)]
 
 
@@ -80,6 +80,18 @@ def test_a_cut_off_member(cut: int, tmp_path: Path) -> None:
         for one in read_members(path):
             found.append(one)
     assert [m.name for m in found] == ["a.txt"]
+
+
+@pytest.mark.parametrize("keep", [1024, 1024 + 513, 2048])
+def test_a_file_that_ends_between_members_is_cut_off(keep: int, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"a.txt": b"x", "b.txt": b"y", "c.txt": b"z"})
+    path.write_bytes(path.read_bytes()[:keep])
+    found: list[Member] = []
+    with pytest.raises(DamagedTarError, match=f"ends at {keep:,} without the empty blocks"):
+        for one in read_members(path):
+            found.append(one)
+    assert len(found) == -(-keep // 1024)
+    assert index_shard(path).left_out.counts == {"damaged ends": 1}
 
 
 def test_a_cut_off_header_and_a_damaged_one(tmp_path: Path) -> None:

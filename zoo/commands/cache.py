@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     elif args.remove:
         _remove(args.remove, latents_folder(args.folder))
     else:
-        _print_filled(_fill(args))
+        filled = _fill(args)
+        _verify(filled)
+        _print_filled(filled)
     return 0
 
 
@@ -114,6 +116,15 @@ def _on_device(module: Any) -> Any:
     return module.to("cuda") if torch.cuda.is_available() else module
 
 
+def _verify(filled: list[Filled]) -> None:
+    """What was there before is read once: a damaged file is told now, not by the fit. LatentError names it."""
+    from zoo.data.latent_folder import open_folder
+
+    for one in filled:
+        if not one.encoded:
+            open_folder(one.folder)
+
+
 def _print_filled(filled: list[Filled]) -> None:
     from zoo.latents import notes
 
@@ -163,7 +174,7 @@ def _remove(wanted: str, root: Path) -> None:
     """Delete the folder of a list, of an encoder, or all; never anything that is not one of these."""
     from zoo.data.latent_folder import folders_in
 
-    kept = list(folders_in(root))
+    kept = [*folders_in(root), *folders_in(Path(wanted).expanduser().resolve().parent.parent)]  # as errors name them
     places = {path for folder in kept for path in (folder, folder.parent)}
     if wanted == _ALL:
         chosen = {folder.parent for folder in kept}

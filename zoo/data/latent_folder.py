@@ -23,10 +23,8 @@ from zoo.files import cache_folder, replacing
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_SMALLEST = {
-    "text": 1024
-}  # rows of a file: what is lost at most when a short run is stopped; many texts make one second
-_OTHERS = 256
+_ROWS = {"text": 1024, "image": 256, "place": 256}
+"""At least so many rows in a file: what is lost when a short run is stopped, seconds of work of a common encoder."""
 _MOST = 100  # files of a list: what is lost of a long one is at most a hundredth
 _SHOWN = 16  # digits of a key in the name of a folder
 _NAME = re.compile(rf"({'|'.join(MODALITIES)})-[0-9a-f]{{{_SHOWN}}}/[0-9a-f]{{{_SHOWN}}}")
@@ -100,7 +98,7 @@ def list_name(keys: Keys) -> str:
 
 def row_ranges(count: int, modality: str) -> list[tuple[int, int]]:
     """First row, and the one behind the last, of every file of a list; a function of its length and modality alone."""
-    size = max(_SMALLEST.get(modality, _OTHERS), -(-count // _MOST))
+    size = max(_ROWS[modality], -(-count // _MOST))
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 

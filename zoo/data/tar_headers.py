@@ -50,7 +50,8 @@ def read_members(path: Path) -> Iterator[Member]:
 
     Raises:
         ZooError: no tar file, or a compressed one.
-        DamagedTarError: a header that is none, or a member that goes on behind the end of the file.
+        DamagedTarError: a header that is none, a member that goes on behind the end of the file, or no end: archives close
+            with empty blocks, so a file without them was cut off, even if between two members.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -70,10 +71,11 @@ def _refuse_others(file: BinaryIO, path: Path) -> None:
 
 
 def _members(file: BinaryIO, end: int) -> Iterator[Member]:
-    position, extended = 0, dict[str, str]()
+    position, extended, closed = 0, dict[str, str](), False
     while position < end:
         header = _read(file, position, BLOCK)
-        if header == _ZEROS:
+        closed = header == _ZEROS
+        if closed:
             position = _behind_zeros(file, position, end)
             continue
         kind, name, size = _parsed(header, position)
@@ -94,6 +96,8 @@ def _members(file: BinaryIO, end: int) -> Iterator[Member]:
             raise DamagedTarError(f"'{name}' is cut off: {size:,} bytes from {data:,} on, the file ends at {end:,}")
         yield Member(name, what, data, size)
         position, extended = data + _padded(size), {}
+    if not closed:
+        raise DamagedTarError(f"it ends at {end:,} without the empty blocks that close an archive: it is cut off")
 
 
 def _parsed(header: bytes, position: int) -> tuple[bytes, str, int]:

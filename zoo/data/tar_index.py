@@ -18,7 +18,7 @@ from zoo.data.tar_headers import FILE, FOLDER, DamagedTarError, read_members
 from zoo.errors import ZooError
 from zoo.files import cache_folder, replacing
 
-VERSION = 1
+VERSION = 2
 """Of the kept index. Raise it when the same tar file would give another one."""
 
 PICKLES = frozenset(("pyd", "pickle", "pkl", "pth", "pt"))
