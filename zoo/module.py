@@ -34,7 +34,7 @@ class EmbeddingModule(LightningModule):
     Args:
         processor: samples to tensors; the same object everywhere.
         objective: needed to fit.
-        optimizer: given the parameter groups (with and without weight decay).
+        optimizer: given the parameter groups: with and without weight decay, and those of `rates`.
         scheduler: stepped after every optimizer step; None = constant.
         chunk_size: encode this many rows at a time and recompute them in the backward pass (GradCache, arXiv:2101.06983):
             the gradient of the whole batch for the memory of one chunk. Batch norms must be frozen. None = all at once.
@@ -43,6 +43,8 @@ class EmbeddingModule(LightningModule):
             all ranks are one group, which is the loss of the joined batch.
         freeze: regular expressions; parameters whose name matches one of them (from its start) are not trained, and parts
             that have no other parameters stay in evaluation mode.
+        rates: regular expression -> factor of the learning rate, for parameters whose name it matches from its start; of
+            several the first one counts. One that matches nothing is refused.
     """
 
     def __init__(

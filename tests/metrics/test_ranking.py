@@ -187,6 +187,15 @@ def test_too_many_undecided_scores_are_left_to_fp32(monkeypatch: pytest.MonkeyPa
     assert answers == [False]  # and not tried again
 
 
+def test_too_many_rounds_are_left_to_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, candidates, relevant = data(60, 400, 48)
+    wanted = rank(queries + 0.3, candidates + 0.3, relevant)
+    answers = _always_rounded(monkeypatch, least_open=0.1)
+    monkeypatch.setattr(rounded_ranks, "_LOOKED_AT", 1 << 16)
+    assert equal(rank(queries + 0.3, candidates + 0.3, relevant, block_scores=400 * 25), wanted)
+    assert answers == [False]
+
+
 def _always_rounded(monkeypatch: pytest.MonkeyPatch, least_open: float = 512) -> list[bool]:
     """Whether each block was ranked by rounded scores, as they come."""
     answers = []
@@ -199,5 +208,6 @@ def _always_rounded(monkeypatch: pytest.MonkeyPatch, least_open: float = 512) ->
 
     monkeypatch.setattr(rounded_ranks, "pays", lambda *_: True)
     monkeypatch.setattr(rounded_ranks, "_OPEN", least_open)
+    monkeypatch.setattr(rounded_ranks, "_LOOKED_AT", 1)
     monkeypatch.setattr(rounded_ranks.RoundedRanks, "places", watched)
     return answers

@@ -8,7 +8,7 @@ import torch
 from zoo.metrics.rounded import Rounded, at_most, thresholds
 
 
-@pytest.mark.parametrize("kind", ["random", "worst", "aligned", "large", "tiny", "zero"])
+@pytest.mark.parametrize("kind", ["random", "worst", "aligned", "large", "small", "zero", "lopsided", "cancelling"])
 def test_no_score_is_beyond_its_bound(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 96, generator=generator)
@@ -16,8 +16,14 @@ def test_no_score_is_beyond_its_bound(kind: str) -> None:
         x = x.abs().bfloat16().float() * (1 + 2.0**-8)
     if kind == "aligned":
         x = x[:1] * (1 + 1e-3 * x)
-    x = x * {"large": 1e15, "tiny": 1e-25, "zero": 0}.get(kind, 1)
+    x = x * {"large": 1e15, "small": 1e-12, "zero": 0}.get(kind, 1)
     queries, candidates = x[:100], x[100:]
+    if kind == "lopsided":  # squares of the small ones vanish, their products with the large ones do not
+        queries, candidates = queries.bfloat16().float() * 2.0**50, candidates * 1e-21
+    if kind == "cancelling":  # nothing is lost by rounding, and sums that ought to be zero are not
+        x = torch.randn(2, 100, 4096, generator=generator).bfloat16().float()
+        order = torch.randperm(8192, generator=generator)
+        queries, candidates = torch.cat([x[0], x[0]], 1)[:, order], torch.cat([x[1], -x[1]], 1)[:, order]
     asked, offered = Rounded.of(queries), Rounded.of(candidates)
     exact = queries.double() @ candidates.double().T
     scores = asked.values @ offered.values.T

@@ -77,8 +77,8 @@ def test_the_pooled_state_and_its_gradients_are_the_same_without_the_others(name
     tower: Any = module.image.double()
     pictures = pixels(CONFIGS[name]).double()
     found = []
-    assert tower.pooled_only  # nothing in a plain dual encoder looks at tokens
-    for tower.pooled_only in (True, False):
+    for pooled_only in (True, False):
+        tower.pooled_only = pooled_only
         tower.zero_grad()
         states = tower(pictures)
         states.pooled.square().sum().backward()
@@ -86,8 +86,6 @@ def test_the_pooled_state_and_its_gradients_are_the_same_without_the_others(name
     assert found[0].keys() == found[1].keys()
     for key, value in found[1].items():
         torch.testing.assert_close(found[0][key], value, rtol=1e-10, atol=1e-12)
-    DualEncoder(tower, tokens=True, processor=module.processor)
-    assert not tower.pooled_only
 
 
 def test_patches_that_nobody_looks_at_are_not_followed_to_the_end() -> None:
@@ -96,8 +94,12 @@ def test_patches_that_nobody_looks_at_are_not_followed_to_the_end() -> None:
     rows: list[int] = []
     for block in module.image.model.transformer.resblocks:
         block.mlp.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
-    module.image(pixels(CONFIGS["clip"]))
+    inputs = {"pixels": pixels(CONFIGS["clip"]), "image_rows": torch.arange(3), "rows": torch.arange(3)}
+    module.encode(inputs)
     assert rows[-1] == 1 and all(count > 1 for count in rows[:-1])
+    rows.clear()
+    looking = DualEncoder(module.image, tokens=True, processor=module.processor).eval()
+    assert looking.encode(inputs).tokens is not None and rows[-1] == rows[0] > 1
 
 
 def test_tokens_are_the_projected_states() -> None:

@@ -64,9 +64,6 @@ class DualEncoder(EmbeddingModule):
         self.text_head: nn.Module = text_head or nn.Identity()  # type: ignore[assignment]
         if (tokens or shared is not None) and any(isinstance(head, StatesHead) for head in (image_head, text_head)):
             raise RecipeError("`tokens` and `shared` need heads that act on single tokens, not on all states at once")
-        looked_at = tokens or shared is not None or (isinstance(image_head, StatesHead) and image_head.needs_tokens)
-        if isinstance(image, PooledTower):
-            image.pooled_only = not looked_at
         self.shared = shared
         self.tokens = tokens
         self.mixing, self.masking = mixing, masking
@@ -118,6 +115,10 @@ class DualEncoder(EmbeddingModule):
 
     def _seen(self, pixels: Tensor, kept: Tensor | None) -> States:
         """States of pictures; kept: places of the patches that are not hidden, None = all."""
+        head = self.image_head
+        looking = self.tokens or self.shared is not None or (isinstance(head, StatesHead) and head.needs_tokens)
+        if isinstance(self.image, PooledTower):
+            self.image.pooled_only = not looking
         return self.image(pixels) if kept is None else cast(PatchTower, self.image)(pixels, kept)
 
     def _embedded(self, states: States, head: nn.Module) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -176,7 +177,7 @@ class _Image(nn.Module):
         self.encoder = encoder
 
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return _outputs(*self.encoder._embedded(self.encoder.image(pixels), self.encoder.image_head)[:2])
+        return _outputs(*self.encoder._embedded(self.encoder._seen(pixels, None), self.encoder.image_head)[:2])
 
 
 class _Text(nn.Module):

@@ -80,7 +80,7 @@ def open_images(
 ) -> list[list[Image.Image]]:
     """`open_image` of the pictures of several samples, on all cores: decoders leave the interpreter free.
 
-    One after the other in a process that is one of several, such as a worker of a data loader: there the cores are taken.
+    One after the other in a worker of a data loader and where several ranks train: there the cores are taken.
 
     Args:
         sources: the pictures of each sample.
@@ -95,7 +95,7 @@ def open_images(
     def opened(one: tuple[ImageSource, str]) -> Image.Image:
         return made(open_image(*one))
 
-    if len(flat) < _SEVERAL or multiprocessing.parent_process() is not None:
+    if len(flat) < _SEVERAL or multiprocessing.parent_process() is not None or "LOCAL_RANK" in os.environ:
         pictures: Iterator[Image.Image] = map(opened, flat)
         return [[next(pictures) for _ in row] for row in sources]
     for source, name in flat:

@@ -20,12 +20,13 @@ _WORTH = 1 << 30  # multiplications from which rounding first is faster (ours, 2
 _QUERIES = 256  # below, rounding the candidates takes longer than is saved (ours, likewise)
 _LARGEST = 1 << 27  # numbers of the candidates: their copy takes at most 256 MiB
 _AT_A_TIME = 1 << 17  # numbers that stay in the cache (ours, likewise)
-_LEAST = 1e-30  # numbers that the matrix units may take for zero are far below
+_VANISHING = 1.1e-19  # the square of a smaller number is zero in fp32, so that norms do not see it
+_LEAST = 1e-30  # products that the matrix units may take for zero are far below
 
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """values (R, E) bf16; `norms` (R,) of them and `lost` (R,), the norms of what rounding took, in fp32."""
+    """values (R, E) bf16; `norms` (R,) of them and `lost` (R,), the norms of what rounding took, in fp32, not too small."""
 
     values: Tensor
     norms: Tensor
@@ -42,7 +43,8 @@ class Rounded:
             widened = value.copy_(exact).float()
             torch.linalg.vector_norm(widened, dim=1, out=norm)
             torch.linalg.vector_norm(widened.sub_(exact), dim=1, out=loss)
-        return cls(values, norms, lost)
+        floor = _VANISHING * vectors.shape[1] ** 0.5
+        return cls(values, norms + floor, lost + floor)
 
     def __getitem__(self, rows: slice) -> Rounded:
         return Rounded(self.values[rows], self.norms[rows], self.lost[rows])
@@ -67,7 +69,8 @@ def at_most(scores: Tensor, error: Tensor) -> Tensor:
 
 def thresholds(values: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     """bf16 (low, high), of the shape of `values`: rounded products above high mean more than the value, below low less."""
-    room = error + 4 * _UNIT * (values.abs() + error)  # the product's last rounding, and that of the thresholds
+    # that the product and the thresholds are rounded to bf16 needs no room: of two numbers none overtakes the other by it
+    room = error + 4 * _FP32 * (values.abs() + error)
     return (values - room).bfloat16(), (values + room).bfloat16()
 
 

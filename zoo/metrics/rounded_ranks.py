@@ -15,6 +15,9 @@ from zoo.metrics.counting import FEW, compared
 from zoo.metrics.rounded import Rounded, pays, thresholds
 
 _OPEN = 512  # one in so many scores may be undecided: more take longer than fp32 products would (ours, 2 CPU cores)
+_LOOKED_AT = (
+    1 << 16
+)  # for so many scores one relevant candidate may have any: each is a round of the loop (ours, likewise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,10 @@ class RoundedRanks:
         tied = self.copies[which] * inside  # which are among the undecided
         if int((undecided - tied).sum()) > scores.numel() // _OPEN:
             return None
-        for row, column in (undecided > tied).nonzero().tolist():
+        rounds = (undecided > tied).nonzero()
+        if len(rounds) > max(1, scores.numel() // _LOOKED_AT):
+            return None
+        for row, column in rounds.tolist():
             close = ((scores[row] >= low[row, column]) & (scores[row] <= high[row, column])).nonzero().squeeze(1)
             others = self.first_of[close]
             others = others[others != which[row, column]]

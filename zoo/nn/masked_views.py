@@ -75,6 +75,8 @@ class MaskedViews(nn.Module):
         for name in self.views:
             if name not in views:
                 raise RecipeError(f"MaskedViews is to mask the view '{name}'; the data gives {sorted(batch.views)}")
+            if not len(owners[name]):
+                raise RecipeError(f"MaskedViews is to mask the view '{name}', but no sample of this batch has it")
             rows = max(1, int(self.share * len(owners[name])))
             views[f"{name}_masked"] = self._masked(split(views[name], rows)[0], patch_count)
             owners[f"{name}_masked"], keys[f"{name}_masked"] = owners[name][:rows], keys[name][:rows]

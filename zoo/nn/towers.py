@@ -52,7 +52,7 @@ class PatchTower(ImageTower, Protocol):
 class PooledTower(Protocol):
     """A tower that is faster where nobody looks at its tokens.
 
-    pooled_only: set by the architecture; the tokens of `States` are then nothing but the pooled state.
+    pooled_only: said by the architecture before each call; the tokens of `States` are then nothing but the pooled state.
     """
 
     pooled_only: bool

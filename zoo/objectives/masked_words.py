@@ -19,7 +19,7 @@ class MaskedWords(nn.Module, Objective):
     """Masked language modelling with a fusion module on top of two towers (LightCLIP, arXiv:2312.00674).
 
     Formula:
-        L = mean over hidden words of -log softmax(W LN(fusion(text tokens, picture tokens)) + b)_word
+        L = mean over hidden words of -(weight of its sample) log softmax(W LN(fusion(text tokens, picture tokens)) + b)_word
 
     Inputs:
         a view of pictures with tokens, whole, and a masked view of their texts with tokens and hidden words (`tokens: true`

@@ -102,11 +102,15 @@ class DualProcessor(Processor):
         return ""
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text has (letters, where texts are drawn): texts of like length in one batch save padding."""
-        tokenizer = self.arrays.tokenizer
-        if tokenizer is None:
+        """How many tokens of each text the tower sees (letters, where texts are drawn): those of like length in one batch
+        save padding.
+        """
+        arrays = self.arrays
+        if arrays.tokenizer is None:
             return [len(text) for text in texts]
-        return [len(found.ids) for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        found = arrays.tokenizer.encode_batch([self.caption.words(text) for text in texts], add_special_tokens=False)
+        room = self.caption.max_length - len(arrays.before) - len(arrays.after)
+        return [min(len(one.ids), room) for one in found]
 
     def split(self, inputs: Inputs, size: int) -> list[Inputs]:
         """Cut into chunks of at most `size` rows; pictures and texts go with their rows."""
