@@ -98,6 +98,11 @@ class Embedder:
 
     # ---- encoding ---------------------------------------------------------------------------------------------------
 
+    @property
+    def shortened(self) -> int:
+        """How many texts were longer than the model takes, so far, and were cut."""
+        return int(getattr(getattr(self.processor, "arrays", None), "shortened", 0))
+
     def encode(
         self,
         items: Any,

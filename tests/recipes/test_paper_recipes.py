@@ -25,6 +25,7 @@ def _query_map(width: int) -> int:
 
 
 PUBLISHED = {
+    "clip-paper": 151_277_313,  # open_clip's ViT-B-32
     "siglip-paper": 203_155_970,  # open_clip's ViT-B-16-SigLIP
     "lit-paper": 85_798_656 + 108_891_648 + 768 * 768 + 1,  # timm's ViT-B/16, BERT base without its pooler, head, scale
     "zerovl-paper": 85_798_656 + 108_891_648 + 2 * 768 * 512 + 1,

@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{result.rows - result.bad:,} vectors of {embedder.dim} values in {args.out}")
     if embedder.probabilistic and args.out.suffix == ".npy":
         print(f"their log-variances in {args.out}{LOG_VAR_NPY}")
+    if embedder.shortened:
+        print(f"{embedder.shortened:,} texts were longer than the model takes, and were cut")
     if result.bad:
         print(f"{result.bad:,} rows could not be used; {args.out}.bad.jsonl lists them")
     return EXIT_SOME_BAD if result.bad else 0

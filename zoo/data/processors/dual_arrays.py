@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import html
 import string
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -310,6 +311,12 @@ class DualArrays:
         ids = list(self.tokenizer.encode(self.caption.words(text), add_special_tokens=False).ids)
         room = self.caption.max_length - len(self.before) - len(self.after)
         if len(ids) > room:
+            if not self.shortened:
+                warnings.warn(
+                    f"a text of {len(ids):,} tokens was cut to {room}, the most that the model takes (caption: max_length); "
+                    "this is said once, `shortened` counts on",
+                    stacklevel=2,
+                )
             self.shortened += 1
         if not ids:
             raise ValueError("no token is left of the text: the tokenizer knows none of its characters")

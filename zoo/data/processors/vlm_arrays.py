@@ -9,6 +9,7 @@ Shapes: R rows, T tokens, I images of all rows, P patches of an image (padded), 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -231,6 +232,12 @@ class VlmArrays:
         ids = encode(text)
         if len(ids) <= room:
             return ids
+        if not self.shortened:
+            warnings.warn(
+                f"a prompt of {len(ids):,} tokens was cut to {room}, pictures included (max_length); this is said once, "
+                "`shortened` counts on",
+                stacklevel=2,
+            )
         offsets = self.tokenizer.encode(text or "", add_special_tokens=False).offsets
         keep = len(offsets)
         while len(ids) > room:
