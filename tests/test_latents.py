@@ -330,14 +330,14 @@ def test_things_come_in_order_and_only_a_few_ahead(device: str) -> None:
             made.append(number)
             yield number
 
-    found = ahead(things(), torch.device(device), depth=2)
+    found = ahead(things(), device, depth=2)
     assert next(found) == 0
     wanted = 1 if device == "cpu" else 3
     end = time.monotonic() + 10
     while len(made) < wanted and time.monotonic() < end:
         time.sleep(0.01)
     assert len(made) == wanted
-    assert list(found) == [1, 2, 3, 4, 5] and list(ahead([], torch.device(device))) == []
+    assert list(found) == [1, 2, 3, 4, 5] and list(ahead([], device)) == []
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -346,7 +346,7 @@ def test_an_error_arrives_where_its_thing_would_have_come(device: str) -> None:
         yield 1
         raise SampleError("the second is bad")
 
-    found = ahead(things(), torch.device(device))
+    found = ahead(things(), device)
     assert next(found) == 1
     with pytest.raises(SampleError, match="the second is bad"):
         next(found)

@@ -33,7 +33,7 @@ _AROUND_TRAINING = {
 }
 _USE = {
     "embed": "embed a folder, Parquet or JSONL file into Parquet or NPY",
-    "search": 'find pictures and texts: zoo search vlm2vec-emoji "a person swimming" --in emoji',
+    "search": 'find pictures and texts: zoo search vlm2vec-emoji "a slice of pizza" --in emoji',
     "ambiguous": "the items of a collection that a probabilistic entry is least sure of",
     "export": "write ONNX graphs that give the same vectors without torch",
 }

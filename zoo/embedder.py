@@ -198,7 +198,7 @@ class Embedder:
         order = sorted(range(len(items)), key=lambda i: padding_size(items[i]), reverse=True)
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         prepared = (self._prepared(samples, rows, view, on_bad is None) for rows in batches)
-        for rows, inputs, bad in ahead(prepared, self.device):
+        for rows, inputs, bad in ahead(prepared, self.device.type):
             for row, error in bad:
                 assert on_bad is not None  # without it, preparing raises
                 on_bad(row, error)

@@ -163,7 +163,7 @@ def _filled(module: LatentModule, listing: Listing, store: LatentFolder, batch_s
     with counting(len(listing), title, show=show, done=len(listing) - wanted) as advance:
         batches = part_batches(module.processor, listing, store, missing, batch_size)
         device = _device(module, listing.modality)
-        for number, rows in _files(module, listing.modality, store, ahead(batches, device), advance):
+        for number, rows in _files(module, listing.modality, store, ahead(batches, device.type), advance):
             store.write(number, rows)
     manifest = store.finish(listing.source)
     return Filled(store.path, manifest, listing.total, wanted, time.perf_counter() - begin)

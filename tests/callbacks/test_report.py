@@ -18,8 +18,9 @@ from zoo.callbacks import report as module_under_test
 from zoo.callbacks import report_page
 from zoo.callbacks.evaluation import RetrievalEvaluation
 from zoo.callbacks.history import History
-from zoo.callbacks.report import Report, cpu_model
+from zoo.callbacks.report import Report
 from zoo.callbacks.report_charts import Series, line_chart, number, ticks
+from zoo.machine import cpu_model
 from zoo.types import Item, RetrievalTask
 
 VOID = {"meta", "img", "br", "link"}

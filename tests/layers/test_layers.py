@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "ahead": set(),
     "progress": set(),
+    "machine": set(),
     "tables": set(),
     "card": set(),
     "parsing": set(),
@@ -43,12 +44,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "similarity": set(),
     "objectives": {"similarity"},
     "metrics": {"similarity"},
-    "data": {"distributed", "files", "progress", "tables"},
+    "data": {"distributed", "files", "machine", "progress", "tables"},
     # models
     "module": {"data", "distributed", "nn", "objectives"},
     "architectures": {"data", "module", "nn", "objectives", "registry"},
     "latents": {"ahead", "data", "nn", "progress"},
-    "callbacks": {"data", "distributed", "files", "latents", "metrics", "progress"},
+    "callbacks": {"data", "distributed", "files", "latents", "machine", "metrics", "progress"},
     # use
     "comparison": {"callbacks", "catalog", "files", "metrics", "progress", "recipe"},
     "bundle": {"card", "recipe", "weights"},

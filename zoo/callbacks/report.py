@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +19,7 @@ from zoo.callbacks.measures import Measured
 from zoo.callbacks.terminal import cells, show
 from zoo.errors import ZooError
 from zoo.files import replacing
+from zoo.machine import cpu_model, usable_cores
 from zoo.progress import duration
 
 Kind = TypeVar("Kind", bound=Callback)
@@ -133,23 +133,12 @@ def _facts(trainer: Trainer, module: LightningModule, history: History | None) -
 
 
 def _machine(trainer: Trainer, module: LightningModule) -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [f"{cores} cores ({cpu_model()}), {torch.get_num_threads()} threads", platform.system()]
+    parts = [f"{usable_cores()} cores ({cpu_model()}), {torch.get_num_threads()} threads", platform.system()]
     if torch.cuda.is_available():
         parts.insert(0, torch.cuda.get_device_name())
     if trainer.world_size > 1:
         parts.append(f"{trainer.world_size} processes")
     return ", ".join(parts)
-
-
-def cpu_model(file: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name, or its architecture where the system does not tell."""
-    try:
-        lines = file.read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, names), "") or platform.processor() or platform.machine()
 
 
 def _versions() -> list[str]:

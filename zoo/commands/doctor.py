@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import zoo
 from zoo import catalog
 from zoo.availability import missing_sources
+from zoo.machine import usable_cores
 from zoo.tables import table
 
 if TYPE_CHECKING:
@@ -120,9 +121,7 @@ def _accelerator() -> Iterator[tuple[str, str, str]]:
 
 
 def _machine() -> Iterator[tuple[str, str, str]]:
-    affinity = getattr(os, "sched_getaffinity", None)
-    usable = len(affinity(0)) if affinity else os.cpu_count() or 1
-    yield "cores", str(usable), f"of {os.cpu_count()}"
+    yield "cores", str(usable_cores()), f"of {os.cpu_count()}"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         yield "memory", f"{total:.1f} GB", ""

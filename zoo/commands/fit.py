@@ -166,7 +166,7 @@ class ZooCLI(LightningCLI):
         if self.trainer.is_global_zero:
             recipe = read_recipe(run_dir / "recipe.yaml").raw
             folder = write_bundle(self.model, recipe, run_dir / "bundle", name=self.recipe.stem)
-            print(f'\nuse it:    zoo search path:{folder} "a person swimming" --in emoji')
+            print(f'\nuse it:    zoo search path:{folder} "a slice of pizza" --in emoji')
 
 
 def run_lightning(subcommand: str, argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Find pictures and texts: `zoo search vlm2vec-emoji "a person swimming" --in emoji`.
+"""Find pictures and texts: `zoo search vlm2vec-emoji "a slice of pizza" --in emoji`.
 
 --in takes a folder of pictures (embedded once, then kept in the cache until something changes), a .parquet file that
 `zoo embed` wrote, or `emoji`, the packaged drawings. A query may hold text, pictures, or both, under an instruction.

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from zoo.errors import SampleError
+from zoo.machine import usable_cores
 from zoo.types import ImageSource
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -103,13 +104,9 @@ def open_images(
             source, Image.Image
         ):  # one that is not read yet can't be read by two threads, if it stands in two samples
             open_image(source, name)
-    with ThreadPoolExecutor(min(len(flat), _cores())) as pool:  # not kept: threads do not survive a fork
+    with ThreadPoolExecutor(min(len(flat), usable_cores())) as pool:  # not kept: threads do not survive a fork
         pictures = pool.map(opened, flat)
         return [[next(pictures) for _ in row] for row in sources]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def data_address(source: ImageSource, name: str, size: int, quality: int = 80) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from zoo.data.pairs import Record, RecordSource
 from zoo.data.shard_members import members_of
 from zoo.errors import SampleError, ZooError
+from zoo.machine import usable_cores
 
 MANIFEST = "shards.json"
 """Beside the shards: what they were made of, and where a stopped run goes on."""
@@ -148,7 +149,7 @@ def _samples(
         except SampleError as error:
             return _Sample(number, problem=str(error))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         while several := list(itertools.islice(records, _AHEAD)):
             for made in pool.map(sample, itertools.count(start), several):
                 yield made

@@ -1,4 +1,4 @@
-"""The packaged emoji as something to search in: `zoo search NAME "a person swimming" --in emoji`."""
+"""The packaged emoji as something to search in: `zoo search NAME "a slice of pizza" --in emoji`."""
 
 from __future__ import annotations
 
