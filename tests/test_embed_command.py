@@ -448,3 +448,14 @@ def test_shards_can_be_read_alone(tmp_path: Path, kind: str) -> None:
     assert len({row.id for k in range(5) for row in whole[k]}) == 23
     for k, part in rows.shards(5, {3, 1}):
         assert [r.id for r in part] == [r.id for r in whole[k]]
+
+
+@pytest.mark.filterwarnings("ignore:a text of")
+def test_texts_that_are_cut_are_counted_once_also_beside_bad_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": "a cat"}, {"text": "word " * 10_000}, {"text": " "}, {"text": "dog " * 300}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    assert embed("clip-emoji", tmp_path / "in.jsonl", "--out", tmp_path / "out.parquet") == 3
+    out = capsys.readouterr().out
+    assert "2 texts were longer than the model takes, and were cut" in out and "1 rows could not be used" in out

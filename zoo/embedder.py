@@ -209,6 +209,7 @@ class Embedder:
         self, samples: Sequence[Sample], rows: list[int], view: str, strict: bool
     ) -> tuple[list[int], Inputs | None, list[tuple[int, SampleError]]]:
         """Inputs of the usable rows, and the errors of the others."""
+        shortened = self.shortened
         try:
             return rows, self.processor([samples[row] for row in rows]).views[view], []
         except SampleError:
@@ -221,6 +222,8 @@ class Embedder:
                 good.append(row)
             except SampleError as error:
                 bad.append((row, error))
+        if shortened != self.shortened:
+            self.processor.arrays.shortened = shortened  # what was tried counts once, when it is used
         return good, self.processor([samples[row] for row in good]).views[view] if good else None, bad
 
     def _encoded(self, inputs: Inputs) -> Embedding:
