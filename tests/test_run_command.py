@@ -79,9 +79,11 @@ def test_weights_are_those_of_the_recipe_file(recipe: Path, command: str, capsys
     assert f"'clip-emoji' has no released weights to {command} with" in message and "--ckpt_path" in message
     assert run("fit", "--config", namesake) == 0
     raw = yaml.safe_load(namesake.read_text("utf-8"))
-    raw["card"]["weights"] = {"mine": {"source": f"path:{Path('runs/clip-emoji/bundle').absolute()}"}}
+    weights = {"source": f"path:{Path('runs/clip-emoji/bundle').absolute()}", "notes": "they have seen the test tasks"}
+    raw["card"]["weights"] = {"mine": weights}
     namesake.write_text(yaml.safe_dump(raw), "utf-8")
     assert run(command, "--config", namesake, "--run_dir", "runs/again") == 0
+    assert "note: they have seen the test tasks" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def write(folder: Path, name: str, **sections: Any) -> str:
 
 
 def data(batch: int, kind: str = "EmbeddingData") -> dict[str, Any]:
-    return {"class_path": kind, "init_args": {"batch_size": batch}}
+    return {"class_path": kind, "init_args": {"batch_size": batch, "test": ["tasks"]}}
 
 
 def test_data_and_what_picks_the_weights_come_from_one_recipe(tmp_path: Path) -> None:
@@ -76,6 +76,10 @@ def test_refusals_name_the_recipe(tmp_path: Path) -> None:
     bare = write(tmp_path, "bare")
     with pytest.raises(RecipeError, match="'bare' has no `data:`"):
         plan([bare], tmp_path / "out")
+    unmeasured = data(8)
+    unmeasured["init_args"].pop("test")
+    with pytest.raises(RecipeError, match="'blind' has no test tasks"):
+        plan([write(tmp_path, "blind", data=unmeasured)], tmp_path / "out")
     both = [write(tmp_path / "x", "a", data=data(8)), write(tmp_path / "y", "a", data=data(8))]
     with pytest.raises(RecipeError, match="two recipes are called 'a'"):
         plan(both, tmp_path / "out")

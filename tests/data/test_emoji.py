@@ -87,6 +87,13 @@ def test_a_known_emoji_is_what_it_should_be(everything):
 # The strict split
 
 
+def test_every_split_together_is_for_weights_that_are_released():
+    parts = [len(EmojiRetrieval(split)) for split in (*SPLITS, "all")]
+    assert sum(parts[:3]) == parts[3] == 3786
+    with pytest.raises(UnknownNameError, match="Known: train, val, test, all"):
+        EmojiRetrieval("everything")
+
+
 @pytest.mark.parametrize("field", ["family", "base", "concept", "drawings"])
 def test_nothing_is_in_two_splits(everything, field):
     where = {}

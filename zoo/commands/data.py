@@ -143,11 +143,13 @@ def _write_shards(sources: Sequence[RecordSource], args: argparse.Namespace, cho
     print(
         f"{written.records:,} of {total:,} records in {len(written.shards):,} shards, {size / 1e6:,.1f} MB: {args.out}"
     )
-    if not written.left_out:
-        return 0
-    print(f"{len(written.left_out):,} records could not be used ({args.out / MANIFEST} names them all):")
-    print("\n".join(f"  {message}" for message in written.left_out[:NAMED]))
-    return EXIT_SOME_BAD
+    unlisted = sum(sum(source.left_out.counts.values()) for source in sources if hasattr(source, "left_out"))
+    if unlisted:
+        print(f"{unlisted:,} more were not usable when their files were opened: the warnings above name them")
+    if written.left_out:
+        print(f"{len(written.left_out):,} records could not be used ({args.out / MANIFEST} names them all):")
+        print("\n".join(f"  {message}" for message in written.left_out[:NAMED]))
+    return EXIT_SOME_BAD if unlisted or written.left_out else 0
 
 
 def _show_emoji(args: argparse.Namespace) -> int:

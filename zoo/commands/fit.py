@@ -135,12 +135,15 @@ class ZooCLI(LightningCLI):
         from zoo.loading import load_weights
 
         name = self.recipe.stem
-        if not self.config[stage].card.get("weights"):
+        weights = self.config[stage].card.get("weights")
+        if not weights:
             raise WeightsError(
                 f"'{name}' has no released weights to {stage} with: name those of a run, "
                 f"--ckpt_path runs/{name}/checkpoints/best.ckpt, or train it, zoo fit --config {self.recipe}"
             )
         print(f"no --ckpt_path given: these are the released weights of '{name}'")
+        if notes := next(iter(Card.of(self.config[stage].card, name).weights.values())).notes:
+            print(f"note: {notes}")
         load_weights(self.model, self.recipe)
 
     def _merged(self) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class EmojiRetrieval(Source):
     label.
 
     Args:
-        split: train, val or test.
+        split: train, val or test; or "all", for weights that are released and were measured without the rest before.
         languages: the languages to draw from, or "all".
         styles: the drawing styles to draw from.
         direction: which side is the query; "both" draws one or the other; "text_to_text" pairs a text with another draw of a
@@ -157,6 +157,7 @@ class EmojiRetrieval(Source):
         instructions: bool | dict[str, str] = False,
         name: str = "emoji",
     ) -> None:
+        check_names("split", (split,), (*SPLITS, "all"))
         check_names("style", styles, STYLES)
         check_names("direction", (direction,), ("image_to_text", "text_to_image", "both", "text_to_text"))
         check_names("unit", (per,), ("emoji", "base"))
@@ -173,7 +174,7 @@ class EmojiRetrieval(Source):
         if captions < 1:
             raise ZooError(f"captions is {captions}; an emoji needs at least one text")
         self.captions = captions
-        self.records = group_records(read_emoji(split, self.languages), per)
+        self.records = group_records(read_emoji(None if split == "all" else split, self.languages), per)
 
     def __len__(self) -> int:
         return len(self.records)
