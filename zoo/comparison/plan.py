@@ -117,7 +117,9 @@ def plan(names: Sequence[str], out: Path, *, data: str = "", seeds: int = 3, ste
         raise RecipeError(f"recipe '{source.name}' has no `data:` section: name one that has, with --data")
     ours = str(source.raw["data"].get("class_path", "")).rpartition(".")[2] == "EmbeddingData"
     if ours and not (source.raw["data"].get("init_args") or {}).get("test"):
-        raise RecipeError(f"recipe '{source.name}' has no test tasks, so no run could be measured: add `test:` to its data")
+        raise RecipeError(
+            f"recipe '{source.name}' has no test tasks, so no run could be measured: add `test:` to its data"
+        )
     return Plan(
         files={recipe.name: Path(str(recipe.path)) for recipe in recipes},
         data=source.name,
