@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from zoo.ahead import ahead
 from zoo.errors import NonFiniteError, SampleError, ZooError
+from zoo.identity import fingerprint
 from zoo.items import is_single, padding_size, to_items
 from zoo.progress import counting
 from zoo.types import Embedding, Inputs, Item, Sample
@@ -26,13 +25,6 @@ if TYPE_CHECKING:
 Vectors = npt.NDArray[np.float32]
 Side = Literal["query", "document"]
 OnBad = Callable[[int, SampleError], None]
-# of an architecture, without meaning for the vectors that it gives once it is trained
-_TRAINING_OPTIONS = (
-    "objective", "optimizer", "scheduler", "chunk_size", "gather_group", "freeze", "momentum", "mixing", "masking",
-    "rates",
-)  # fmt: skip
-# tensors of the objective, of the copy that `momentum` keeps, and what `mixing` learns
-_TRAINING_STATE = ("objective.", "slow.", "mixing.")
 _VIEWS: dict[str, str] = {"query": "query", "document": "target"}
 
 
@@ -272,12 +264,7 @@ class Embedder:
 
     def fingerprint(self) -> str:
         """sha256 over all that decides a vector: weights, architecture, prompt, preprocessing. Equal = comparable."""
-        digest = hashlib.sha256(json.dumps(vector_settings(self.recipe), sort_keys=True, default=str).encode())
-        for key, tensor in sorted(self.module.state_dict().items()):
-            if not key.startswith(_TRAINING_STATE):
-                digest.update(key.encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return fingerprint(self.recipe, self.module.state_dict())
 
     def save(
         self,
@@ -292,33 +279,7 @@ class Embedder:
         return write_bundle(self.module, self.recipe, folder, name=self.name, metrics=metrics, dtype=dtype)
 
 
-def vector_settings(recipe: Mapping[str, Any]) -> Any:
-    """The part of a recipe that decides vectors, files in it replaced by their digests."""
-    model = dict(recipe.get("model") or {})
-    model["init_args"] = {k: v for k, v in (model.get("init_args") or {}).items() if k not in _TRAINING_OPTIONS}
-    return _with_digests(model)
-
-
-def _with_digests(value: Any) -> Any:
-    from zoo.files import locate
-    from zoo.weights import sha256
-
-    if isinstance(value, Mapping):
-        # the class may be written short or with its module
-        return {k: str(v).rpartition(".")[2] if k == "class_path" else _with_digests(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_digests(v) for v in value]
-    if isinstance(value, str) and value.startswith(("packaged:", "hf:")):
-        try:
-            return sha256(locate(value))
-        except ZooError:  # a repository as a whole, or a file that nothing needed so far
-            return value
-    if isinstance(value, str) and len(value) < 4096 and "\n" not in value and Path(value).is_file():
-        return sha256(Path(value))
-    return value
-
-
-# ---- batches ahead, numbers -----------------------------------------------------------------------------------------
+# ---- helpers ------------------------------------------------------------------------------------------------------
 
 
 def _probe(processor: Any) -> Inputs:

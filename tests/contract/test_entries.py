@@ -11,7 +11,7 @@ import torch
 
 import zoo.testing
 from zoo import catalog
-from zoo.embedder import vector_settings
+from zoo.identity import vector_settings
 from zoo.loading import build_model
 
 TINY = [recipe for recipe in catalog.recipes() if recipe.card.tiny]

@@ -55,8 +55,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bundle": {"card", "recipe", "weights"},
     "export": {"bundle", "files", "progress", "weights"},
     "items": {"data"},
-    "embedder": {"ahead", "bundle", "files", "items", "progress", "similarity", "weights"},
-    "vectors": {"data", "embedder", "files", "metrics", "progress", "weights"},
+    "identity": {"files", "weights"},
+    "embedder": {"ahead", "bundle", "files", "identity", "items", "progress", "similarity", "weights"},
+    "vectors": {"data", "embedder", "files", "identity", "metrics", "progress", "weights"},
     "loading": {
         "bundle",
         "catalog",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.embedder import Embedder, Side, vector_settings
+from zoo.embedder import Embedder, Side
 from zoo.errors import SampleError
+from zoo.identity import vector_settings
 from zoo.progress import counting
 from zoo.vectors.files import table_of
 from zoo.vectors.rows import Row, Rows
