@@ -3,8 +3,9 @@
     python benchmarks/training_step.py                                              # ViT-B-32, 32 pairs, fp32
     python benchmarks/training_step.py --device cuda --batch 1024 --precision bf16
 
-Both hold the same random weights and see the same pixels and tokens: forward, loss, backward, clipping, AdamW. Loss and
-gradients of a first step in fp32 must agree to 1e-4. MFU: multiplications and additions of open_clip's step, as torch counts
+Both hold the same random weights and see the same pixels and captions (theirs padded to 77 tokens, as open_clip's
+tokenizer does; ours to the longest of the batch): forward, loss, backward, clipping, AdamW. Loss and
+gradients of a first step in fp32 must agree to 1e-4. MFU: multiplications and additions of our step, as torch counts
 them, per second, over the rate of a product of two 4,096 x 4,096 matrices on the same device in the same precision.
 """
 
@@ -133,7 +134,7 @@ def main() -> None:
         return torch.autocast(arguments.device, dtype) if dtype != torch.float32 else contextlib.nullcontext()
 
     with FlopCounterMode(display=False) as counter:
-        open_clip_loss().backward()
+        zoo_loss().backward()
     seconds = alternate(step(ours, zoo_loss, context), step(theirs, open_clip_loss, context), repeats=arguments.repeats)
     rate = matrix_rate(arguments.device, dtype)
     used = counter.get_total_flops() / seconds[0]
