@@ -14,6 +14,8 @@ import torch
 def alternate(ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 5) -> tuple[float, float]:
     """Median seconds of both, after one warm-up each."""
     ours(), theirs()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     found: tuple[list[float], list[float]] = [], []
     for _ in range(repeats):
         for run, seconds in zip((ours, theirs), found, strict=True):

@@ -1,6 +1,6 @@
 """Start weights of `clip-emoji`: EfficientNet-lite0's tower as it is, and MiniLM made small and multilingual.
 
-    python scripts/start_clip_emoji.py --out runs/start --minutes 6
+    python scripts/start_clip_emoji.py --out runs/start --minutes 20
 
 Text: three of MiniLM's six layers and its word vectors, moved to the packaged tokenizer, learn to give MiniLM's sentence
 vector again: for the training texts of all languages (each towards the vector of its English counterpart) and for random

@@ -323,5 +323,5 @@ def test_what_tars_leave_out_when_they_are_opened_is_told_too(
     write_tar(tmp_path / "some.tar", [("0.png", picture(0)), ("0.txt", b"red"), ("1.png", b""), ("1.txt", b"none")])
     assert main(["data", "shard", str(tmp_path / "some.tar"), "--out", str(tmp_path / "out")]) == 3
     printed = capsys.readouterr()
-    assert "1 more were not usable when their files were opened" in printed.out
+    assert "1 more members or records were not usable as files were opened" in printed.out
     assert "1 empty pictures (0 bytes) (some/some/1)" in printed.err

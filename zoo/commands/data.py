@@ -92,7 +92,8 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _shard(args: argparse.Namespace) -> int:
-    return _write_shards(_opened(args), args, {})
+    opened = _opened(args)
+    return _write_shards(opened, args, {}, opened)
 
 
 def _curate(args: argparse.Namespace) -> int:
@@ -101,7 +102,7 @@ def _curate(args: argparse.Namespace) -> int:
     concepts, sources = read_concepts(args.concepts), _opened(args)
     found = curate(captions_of(sources), concepts, args.per_concept, args.seed)
     choice = {"concepts": concepts.fingerprint, "per_concept": args.per_concept, "seed": args.seed}
-    code = _write_shards([Chosen(sources, found.rows)], args, choice)
+    code = _write_shards([Chosen(sources, found.rows)], args, choice, sources)
     counts = write_counts(found, concepts, args.out)
     whole = sum(count >= args.per_concept for count in found.kept)
     none = sum(not count for count in found.available)
@@ -122,8 +123,10 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
     return {"captions": args.captions, "image": args.image, "caption": args.caption, "image_id": args.image_id}
 
 
-def _write_shards(sources: Sequence[RecordSource], args: argparse.Namespace, choice: dict[str, Any]) -> int:
-    """Write all records; `choice` says how they were chosen, for a run that goes on."""
+def _write_shards(
+    sources: Sequence[RecordSource], args: argparse.Namespace, choice: dict[str, Any], opened: Sequence[RecordSource]
+) -> int:
+    """Write all records of `sources`, which read `opened`; `choice` says how they were chosen, for a run that goes on."""
     from zoo.data.shards import MANIFEST, write_shards
     from zoo.progress import counting
 
@@ -143,9 +146,11 @@ def _write_shards(sources: Sequence[RecordSource], args: argparse.Namespace, cho
     print(
         f"{written.records:,} of {total:,} records in {len(written.shards):,} shards, {size / 1e6:,.1f} MB: {args.out}"
     )
-    unlisted = sum(sum(source.left_out.counts.values()) for source in sources if hasattr(source, "left_out"))
+    unlisted = sum(sum(source.left_out.counts.values()) for source in opened if hasattr(source, "left_out"))
     if unlisted:
-        print(f"{unlisted:,} more were not usable when their files were opened: the warnings above name them")
+        print(
+            f"{unlisted:,} more members or records were not usable as files were opened: the warnings above name them"
+        )
     if written.left_out:
         print(f"{len(written.left_out):,} records could not be used ({args.out / MANIFEST} names them all):")
         print("\n".join(f"  {message}" for message in written.left_out[:NAMED]))
