@@ -4,9 +4,10 @@
     python benchmarks/training_step.py --device cuda --batch 1024 --precision bf16
 
 Both hold the same random weights and see the same pixels and captions (theirs padded to 77 tokens, as open_clip's
-tokenizer does; ours to the longest of the batch): forward, loss, backward, clipping, AdamW. Loss and
-gradients of a first step in fp32 must agree to 1e-5 and 1e-4 (of 32 pairs: both graphs are held). MFU: multiplications and additions of our step, as torch counts
-them, per second, over the rate of a product of two 4,096 x 4,096 matrices on the same device in the same precision.
+tokenizer does; ours to the longest of the batch): forward, loss, backward, clipping, AdamW. Loss and gradients of a first
+step in fp32 must agree to 1e-5 and 1e-4 (of 32 pairs at most, since both graphs are held). MFU: multiplications and
+additions of our step, as torch counts them (on a CPU without attention's own), per second, over the rate of a product of
+two 4,096 x 4,096 matrices on the same device in the same precision.
 """
 
 from __future__ import annotations
