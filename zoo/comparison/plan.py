@@ -104,7 +104,7 @@ def plan(names: Sequence[str], out: Path, *, data: str = "", seeds: int = 3, ste
         steps: of the optimizer, instead of what each recipe says; its learning-rate schedule is compressed to them.
 
     Raises:
-        RecipeError: a recipe that does not fit, twice the same name, no data; names it. UnknownNameError: no such recipe.
+        RecipeError: a recipe that does not fit, twice the same name, no data or test tasks; names it. UnknownNameError: no such recipe.
     """
     if seeds < 1 or (steps is not None and steps < 1):
         raise RecipeError(f"--seeds {seeds}, --steps {steps}: give numbers of at least 1")
@@ -118,7 +118,8 @@ def plan(names: Sequence[str], out: Path, *, data: str = "", seeds: int = 3, ste
     ours = str(source.raw["data"].get("class_path", "")).rpartition(".")[2] == "EmbeddingData"
     if ours and not (source.raw["data"].get("init_args") or {}).get("test"):
         raise RecipeError(
-            f"recipe '{source.name}' has no test tasks, so no run could be measured: add `test:` to its data"
+            f"recipe '{source.name}' has no test tasks, so no run could be measured: add `test:` to its data, or name a "
+            "recipe that has some, with --data"
         )
     return Plan(
         files={recipe.name: Path(str(recipe.path)) for recipe in recipes},
