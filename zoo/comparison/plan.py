@@ -104,7 +104,8 @@ def plan(names: Sequence[str], out: Path, *, data: str = "", seeds: int = 3, ste
         steps: of the optimizer, instead of what each recipe says; its learning-rate schedule is compressed to them.
 
     Raises:
-        RecipeError: a recipe that does not fit, twice the same name, no data or test tasks; names it. UnknownNameError: no such recipe.
+        RecipeError: a recipe that does not fit, twice the same name, no data or test tasks; names it.
+        UnknownNameError: no such recipe.
     """
     if seeds < 1 or (steps is not None and steps < 1):
         raise RecipeError(f"--seeds {seeds}, --steps {steps}: give numbers of at least 1")
