@@ -325,3 +325,6 @@ def test_what_tars_leave_out_when_they_are_opened_is_told_too(
     printed = capsys.readouterr()
     assert "1 more members or records were not usable as files were opened" in printed.out
     assert "1 empty pictures (0 bytes) (some/some/1)" in printed.err
+    (tmp_path / "concepts.txt").write_text("red\n", "utf-8")
+    chosen = ["--concepts", str(tmp_path / "concepts.txt"), "--per-concept", "1", "--out", str(tmp_path / "chosen")]
+    assert main(["data", "curate", str(tmp_path / "some.tar"), *chosen]) == 3
