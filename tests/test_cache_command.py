@@ -132,14 +132,60 @@ def test_list_and_remove(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     part = damaged / "part-00000.safetensors"
     part.write_bytes(part.read_bytes()[:-3])
     with pytest.raises(
-        ZooError, match=rf"{part} .*zoo cache --remove {damaged}\)"
+        ZooError, match=rf"{part} .*zoo cache --folder {second} --remove {damaged.relative_to(second)}\)"
     ):  # also where nothing is left to encode
         cache(recipe(tmp_path), second)
-    assert zoo("cache", "--remove", damaged) == 0  # as the message says, without --folder
+    with pytest.raises(ZooError, match="there are no latents in"):
+        zoo("cache", "--remove", damaged, "--folder", folder)
+    assert zoo("cache", "--remove", damaged.relative_to(second), "--folder", second) == 0  # as the message says
     assert not damaged.exists()
     assert zoo("cache", "--remove", "all", "--folder", folder) == 0
     assert [path.name for path in folder.iterdir()] == ["text-notes"]
     assert "1 folder removed" in capsys.readouterr().out
+
+
+def latents_in(root: Path) -> Path:
+    """An unfinished list of latents, as its names tell."""
+    folder = root / f"image-{'a' * 16}" / ("0" * 16)
+    folder.mkdir(parents=True)
+    (folder / "part-00000.safetensors").write_bytes(b"1234")
+    return folder
+
+
+def test_nothing_outside_the_root_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also not where the working folder, or one beside it, is named like latents."""
+    root, work = tmp_path / "root", tmp_path / "project" / f"text-{'b' * 16}" / ("1" * 16)
+    own = latents_in(root)
+    beside = latents_in(tmp_path / "project")
+    work.mkdir(parents=True)
+    (work / "thesis.txt").write_text("years of work")
+    monkeypatch.chdir(work)
+    for wanted in (".", "..", work, beside, f"../../{beside.relative_to(tmp_path / 'project')}", tmp_path / "project"):
+        with pytest.raises(ZooError, match="there are no latents in"):
+            zoo("cache", "--remove", wanted, "--folder", root)
+    assert zoo("cache", "--remove", "all", "--folder", root) == 0
+    assert not own.exists() and root.is_dir()
+    assert (work / "thesis.txt").is_file() and (beside / "part-00000.safetensors").is_file()
+
+
+@pytest.mark.parametrize("level", ["list", "encoder"])
+@pytest.mark.parametrize("wanted", ["all", "named"])
+def test_links_and_foreign_files_stay(tmp_path: Path, level: str, wanted: str) -> None:
+    """Refused before anything is removed."""
+    root, target = tmp_path / "root", latents_in(tmp_path / "elsewhere")
+    own, link = latents_in(root), root / f"text-{'c' * 16}"
+    if level == "list":
+        link.mkdir()
+        link = link / ("2" * 16)
+    link.symlink_to(target if level == "list" else target.parent)
+    with pytest.raises(ZooError, match=f"{link} is a link"):
+        zoo("cache", "--remove", "all" if wanted == "all" else link.relative_to(root), "--folder", root)
+    assert own.exists() and (target / "part-00000.safetensors").is_file()
+    link.unlink()
+    (own / "notes.txt").write_text("mine")
+    with pytest.raises(ZooError, match=r"holds more than latents, for example 'notes\.txt'"):
+        zoo("cache", "--remove", "all" if wanted == "all" else own.relative_to(root), "--folder", root)
+    assert (own / "notes.txt").is_file() and (own / "part-00000.safetensors").is_file()
 
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:

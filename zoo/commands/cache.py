@@ -171,27 +171,42 @@ def _print_list(root: Path) -> None:
 
 
 def _remove(wanted: str, root: Path) -> None:
-    """Delete the folder of a list, of an encoder, or all; never anything that is not one of these."""
+    """Delete the folder of a list, of an encoder, or all; never anything outside `root`, and nothing but latents.
+
+    Raises:
+        ZooError: no such latents, a link, or files of somebody else among them; then nothing is removed.
+    """
     from zoo.data.latent_folder import folders_in
 
-    kept = [*folders_in(root), *folders_in(Path(wanted).expanduser().resolve().parent.parent)]  # as errors name them
-    places = {path for folder in kept for path in (folder, folder.parent)}
-    if wanted == _ALL:
-        chosen = {folder.parent for folder in kept}
-    else:
-        named = ((root / wanted).resolve(), Path(wanted).expanduser().resolve())
-        chosen = {path for path in places if path.resolve() in named}
-        if not chosen:
-            raise ZooError(f"there are no latents in '{wanted}'; `zoo cache --list` names the folders in {root}")
+    named = {(root / wanted).resolve(), Path(wanted).expanduser().resolve()}
+    chosen = [
+        folder for folder in folders_in(root) if wanted == _ALL or {folder.resolve(), folder.parent.resolve()} & named
+    ]
+    if not chosen and wanted != _ALL:
+        raise ZooError(
+            f"there are no latents in '{wanted}'; `zoo cache --list` names the folders in {root} (--folder names another)"
+        )
+    for folder in chosen:
+        _check_removable(folder)
     size = sum(map(_bytes_in, chosen))
     try:
-        for path in chosen:
-            shutil.rmtree(path)
-            if path.parent != root and not any(path.parent.iterdir()):
-                path.parent.rmdir()
+        for folder in chosen:
+            shutil.rmtree(folder)
+            if not any(folder.parent.iterdir()):
+                folder.parent.rmdir()
     except OSError as error:
         raise ZooError(f"{error.filename} can't be removed: {error.strerror}") from error
     print(f"{len(chosen)} folder{'s' * (len(chosen) != 1)} removed, {size / 1e6:,.1f} MB: {root}")
+
+
+def _check_removable(folder: Path) -> None:
+    from zoo.data.latent_folder import foreign_in
+
+    for path in (folder, folder.parent):
+        if path.is_symlink():
+            raise ZooError(f"{path} is a link, and what it leads to stays; remove the link by hand")
+    if foreign := foreign_in(folder):
+        raise ZooError(f"{folder} holds more than latents, for example '{foreign[0]}'; move that, or remove it by hand")
 
 
 def _bytes_in(folder: Path) -> int:

@@ -111,7 +111,11 @@ def map_rows(path: Path) -> LatentRows:
 
 def damaged(path: Path, why: str) -> LatentError:
     """The error for a file that must not be used, with the way out."""
-    return LatentError(f"{path} {why}; remove its folder (zoo cache --remove {path.parent}) and let it be filled again")
+    folder, encoder = path.parent, path.parent.parent
+    return LatentError(
+        f"{path} {why}; remove its folder (zoo cache --folder {encoder.parent} --remove {encoder.name}/{folder.name}) "
+        "and let it be filled again"
+    )
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:

@@ -28,6 +28,7 @@ _ROWS = {"text": 1024, "image": 256, "place": 256}
 _MOST = 100  # files of a list: what is lost of a long one is at most a hundredth
 _SHOWN = 16  # digits of a key in the name of a folder
 _NAME = re.compile(rf"({'|'.join(MODALITIES)})-[0-9a-f]{{{_SHOWN}}}/[0-9a-f]{{{_SHOWN}}}")
+_FILE = re.compile(rf"part-\d{{5,}}\.safetensors|{re.escape(MANIFEST)}|\..+\.partial")
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +242,11 @@ def folders_in(root: Path) -> Iterator[Path]:
     for path in sorted(root.glob("*-*/*")):
         if _NAME.fullmatch(path.relative_to(root).as_posix()) and path.is_dir():
             yield path
+
+
+def foreign_in(folder: Path) -> list[str]:
+    """Names in the folder of a list that no zoo wrote."""
+    return sorted(path.name for path in folder.iterdir() if not _FILE.fullmatch(path.name) or path.is_dir())
 
 
 def digest_of(file: Path) -> str:
