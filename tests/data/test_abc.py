@@ -64,6 +64,23 @@ def test_too_few_negatives_name_the_record(captions: Path) -> None:
         AbcCaptions(str(captions), "/p", negatives=9).draw(7, random.Random(0))
 
 
+def test_rows_without_caption_picture_or_negatives(tmp_path: Path) -> None:
+    """They are no duplicates of one another, and a draw names them."""
+    rows = [
+        {"caption": None, "image": "0.jpg", "negatives": [2]},
+        {"caption": None, "image": "1.jpg", "negatives": [2]},
+        {"caption": "x", "image": None, "negatives": [2]},
+        {"caption": "y", "image": "3.jpg", "negatives": None},
+        {"caption": "z", "image": "4.jpg", "negatives": [99]},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
+    source = AbcCaptions(str(tmp_path), "/p", negatives=1, window=1)
+    assert len({source.duplicate_key(n) for n in range(5)}) == 5
+    for row, problem in ((2, "there is no picture"), (3, "has 0 negatives"), (4, "no rows of the table")):
+        with pytest.raises(SampleError, match=f"abc-captions/{row}.*{problem}"):
+            source.draw(row, random.Random(0))
+
+
 @pytest.mark.parametrize("name", ["../secret", "/secret"])
 def test_pictures_lie_below_their_folder(name: str, tmp_path: Path) -> None:
     rows = [{"caption": "x", "image": f"{name}.jpg", "negatives": [0]}]

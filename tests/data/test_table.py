@@ -146,6 +146,21 @@ def test_an_image_id(tmp_path: Path) -> None:
     assert [found.duplicate_key(n) == found.duplicate_key(2) for n in range(10)] == [n % 5 == 2 for n in range(10)]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+@pytest.mark.parametrize(
+    "ids", [pa.array(["a", None, "a", None, "", ""]), pa.array([1.0, None, 1.0, None, float("nan"), float("nan")])]
+)
+def test_rows_without_an_id_are_images_of_their_own(ids: pa.Array, kind: str, tmp_path: Path) -> None:
+    """Null, NaN and "" name nothing: the content tells, as where there is no such column."""
+    content = table(6, number=ids)
+    place = parquet(tmp_path / "a.parquet", content) if kind == "parquet" else saved(tmp_path / "saved", content)
+    found = quiet(str(place), image_id="number")
+    labels, keys = [draw(found, n).label for n in range(6)], [found.duplicate_key(n) for n in range(6)]
+    for several in (labels, keys):
+        assert several[0] == several[2] and len(set(several)) == 5
+    assert labels[1] == draw(quiet(str(place)), 1).label
+
+
 @pytest.mark.parametrize("type_", [pa.list_(pa.string()), pa.large_list(pa.string())])
 def test_lists_of_captions(type_: pa.DataType, tmp_path: Path) -> None:
     captions = pa.array([["x", " y ", None, ""]] + [["z"]] * 9, type_)

@@ -120,6 +120,17 @@ def test_an_image_id_marks_duplicates_and_keeps_them_apart(tmp_path: Path) -> No
         assert all(len({draw.index // 2 for draw in batch}) == 4 for batch in sampler)
 
 
+def test_records_without_an_id_are_images_of_their_own(tmp_path: Path) -> None:
+    """Null and "" name nothing: the content tells, as where there is no such field."""
+    named = [1, None, 1, None, "", ""]
+    files = with_json(**{f"r{n}": {"c": f"caption {n}", "image": name} for n, name in enumerate(named)})
+    found = source(tmp_path, files, caption="json.c", image_id="json.image")
+    labels, keys = [draw(found, n).label for n in range(6)], [found.duplicate_key(n) for n in range(6)]
+    for several in (labels, keys):
+        assert several[0] == several[2] and len(set(several)) == 5
+    assert labels[1] == draw(source(tmp_path, files, caption="json.c"), 1).label
+
+
 @pytest.mark.parametrize(
     ("files", "reason", "name"),
     [

@@ -150,7 +150,15 @@ class PairDrawer:
 
 def label(identity: str) -> int:
     """A number from 0 to 2**63 - 1 that is equal for equal identities, on every machine."""
-    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1
+    known = identity.encode("utf-8", "surrogatepass")  # file names and ids may hold half a surrogate pair
+    return int.from_bytes(hashlib.blake2b(known, digest_size=8).digest(), "big") >> 1
+
+
+def image_name(value: object) -> str:
+    """What a field or column says of the name of a picture; "" for null, NaN or nothing, which name none."""
+    if value is None or value != value:
+        return ""
+    return str(value)
 
 
 def read_captions(value: object, where: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from zoo.data.pairs import Record, RecordSource, read_captions, read_picture
+from zoo.data.pairs import Record, RecordSource, image_name, read_captions, read_picture
 from zoo.data.patterns import braces
 from zoo.data.sources.folder import CaptionedImages, Captions
 from zoo.data.sources.record_files import Records
@@ -67,7 +67,7 @@ class JsonLines:
         where = self.rows.where(index)
         picture = read_picture(self.rows.value(self.image, index), self.path.parent, f"{where} ({self.image})")
         captions = read_captions(self.rows.columns[self.caption][index].as_py(), f"{where} ({self.caption})")
-        name = str(self.rows.columns[self.image_id][index].as_py()) if self.image_id else ""
+        name = image_name(self.rows.columns[self.image_id][index].as_py()) if self.image_id else ""
         return Record(f"{self.name}/{index}", picture, captions, name)
 
     def captions(self) -> Iterator[tuple[str, ...]]:

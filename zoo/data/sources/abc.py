@@ -6,10 +6,12 @@ Both need a copy of the data repository (its parquet files) and the folder in wh
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.data.pairs import read_picture
 from zoo.data.source import Source
 from zoo.errors import SampleError, ZooError
 from zoo.files import below
@@ -47,25 +49,29 @@ class AbcCaptions(Source):
 
     def draw(self, index: int, rng: random.Random) -> Sample:
         """See `Source`. Raises SampleError for too few negatives, or a picture that is not below `images`."""
+        picture = read_picture(self._value("image", index), self.images, f"{self.name}/{index}")
         views: dict[str, Item | tuple[Item, ...]] = {
-            "query": Item(images=(below(self.images, self._value("image", index), f"{self.name}/{index}"),)),
+            "query": Item(images=(picture,)),
             "target": Item(text=self._value("caption", index)),
         }
         if self.negatives:
             views["negatives"] = tuple(Item(text=self._value("caption", row)) for row in self._mined(index, rng))
         return Sample(f"{self.name}/{index}", views, source=self.name)
 
-    def duplicate_key(self, index: int) -> str:
+    def duplicate_key(self, index: int) -> Hashable:
         """Equal captions are false negatives of one another."""
-        return str(self._value("caption", index))
+        caption = self._value("caption", index)
+        return index if caption is None else caption
 
     def _mined(self, index: int, rng: random.Random) -> list[int]:
-        mined = self._value("negatives", index)
+        mined = self._value("negatives", index) or []
         needed = self.negatives * self.window
         if len(mined) < needed:
             raise SampleError(
                 f"{self.name}/{index} has {len(mined)} negatives, {needed} are needed: lower `negatives` or `window`"
             )
+        if not all(row is not None and 0 <= row < len(self) for row in mined[:needed]):
+            raise SampleError(f"{self.name}/{index} names negatives that are no rows of the table ({len(self):,} rows)")
         return [mined[k * self.window + rng.randrange(self.window)] for k in range(self.negatives)]
 
     def _value(self, column: str, index: int) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from zoo.data.captions import CaptionFilter
 from zoo.data.left_out import LeftOut
-from zoo.data.pairs import PairDrawer, Record, Rows, label, read_captions, read_picture
+from zoo.data.pairs import PairDrawer, Record, Rows, image_name, label, read_captions, read_picture
 from zoo.data.patterns import expand
 from zoo.data.source import Source
 from zoo.data.sources.hf_dataset import ArrowRows, arrow_files, is_saved_dataset
@@ -47,7 +47,7 @@ class TablePairs(Source):
         images: the folder that paths are relative to and must lie in; "" = that of the file.
         image_id: column that names the picture, where several rows show it: they share a label, and are kept out of one
             another's batches. "" = the path does, where `image` has paths; otherwise pictures of equal bytes share a
-            label.
+            label. So it is for a row where the column is null or empty.
         captions: how many are drawn per sample; more than 1 makes the text view a tuple.
         views: of the picture and of the text.
         instructions: view -> instruction of its items.
@@ -100,8 +100,9 @@ class TablePairs(Source):
         if not column:
             return None
         if self._labels is None:
-            codes = np.array([label(str(value)) for value in self.rows.values(column)], np.int64)
-            self._labels = codes[self.chosen]
+            names = map(image_name, self.rows.values(column))
+            codes = [label(name or self._where(number)) for number, name in enumerate(names)]
+            self._labels = np.array(codes, np.int64)[self.chosen]
         return self._labels.__getitem__
 
     def draw(self, index: int, rng: random.Random) -> Sample:
@@ -119,7 +120,7 @@ class TablePairs(Source):
         row = self.rows.row(number)
         captions = read_captions(row[self.caption], f"{where} ({self.caption})")
         picture = read_picture(row[self.image], self.images, f"{where} ({self.image})")
-        return Record(where, picture, captions, str(row[self.image_id]) if self.image_id else "")
+        return Record(where, picture, captions, image_name(row[self.image_id]) if self.image_id else "")
 
     def captions(self) -> Iterator[tuple[str, ...]]:
         """Those of every record, in order, without reading a picture; () for one without."""

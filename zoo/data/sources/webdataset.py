@@ -13,7 +13,7 @@ import numpy as np
 
 from zoo.data.captions import CaptionFilter
 from zoo.data.left_out import LeftOut
-from zoo.data.pairs import PairDrawer, Record, Rows, label, read_captions
+from zoo.data.pairs import PairDrawer, Record, Rows, image_name, label, read_captions
 from zoo.data.patterns import expand
 from zoo.data.shard_files import ShardFiles
 from zoo.data.source import Source
@@ -43,7 +43,7 @@ class WebDataset(Source):
         image: endings of the picture, the first one that a record has counts.
         image_id: a JSON field as above that names the picture, where several records show it: they share a label, and
             are kept out of one another's batches. Every JSON file is read for that, once a run. "" = pictures of equal
-            bytes share a label.
+            bytes share a label; so they do where the field is null.
         captions: how many are drawn per sample; more than 1 makes the text view a tuple.
         views: of the picture and of the text.
         instructions: view -> instruction of its items.
@@ -107,7 +107,7 @@ class WebDataset(Source):
         shard, key, picture, text, about = self.place[index].tolist()
         where = self._where(shard, key)
         captions = self._captions(shard, text, where)
-        image_id = str(self._field(shard, about, self.image_id, where)) if self.image_id else ""
+        image_id = image_name(self._field(shard, about, self.image_id, where)) if self.image_id else ""
         return Record(where, self.files.read(shard, picture, where), captions, image_id)
 
     def _find_records(self, endings: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -187,7 +187,7 @@ class WebDataset(Source):
         shard, key, _, _, about = self.place[index].tolist()
         where = self._where(shard, key)
         try:
-            return label(str(self._field(shard, about, self.image_id, where)))
+            return label(image_name(self._field(shard, about, self.image_id, where)) or where)
         except SampleError:  # said when the record is drawn
             return label(where)
 
