@@ -30,6 +30,8 @@ class Item:
     `key` identifies the content when duplicates are looked for; empty means "derive it from the content". Sources set it
     where augmentation would change the content (two crops of one file are the same picture).
     `place` is latitude and longitude in degrees.
+    `image_at`: where in `text` each image stands, as counts of characters in front of it, ascending. Such a text is taken
+    as it is: the prompt template adds no separator and no words for a query. None = the template places the images.
     """
 
     text: str | None = None
@@ -37,6 +39,7 @@ class Item:
     instruction: str | None = None
     key: str = ""
     place: tuple[float, float] | None = None
+    image_at: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -277,6 +277,8 @@ def _arrays(folder: Path, manifest: Mapping[str, Any]) -> Any:
             more["places"] = spec["places"]
         return code.DualArrays(tokenizer, code.Picture(**spec["picture"]), code.Caption(**spec["caption"]), **more)
     settings = {key: spec[key] for key in ("position_mode", "padding_side", "max_length", "pad_token")}
+    if spec.get("target_template"):
+        settings["target_template"] = code.Template(**spec["target_template"])
     return code.VlmArrays(
         Tokenizer.from_file(str(folder / spec["tokenizer"])),
         template=code.Template(**spec["template"]),

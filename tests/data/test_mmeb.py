@@ -75,11 +75,12 @@ def test_a_training_row(kind: str, tmp_path: Path, images: str) -> None:
     assert len(source) == 2 and source.name == "CIRR"
     first, second = (source.draw(i, random.Random(0)) for i in range(2))
     assert list(first.views) == ["query", "target"] and (first.id, first.source) == ("CIRR/0", "CIRR")
-    assert first.views["query"].text == "Represent the given image for classification"
+    assert first.views["query"].text == "\nRepresent the given image for classification\n"
+    assert first.views["query"].image_at == (0,)
     assert first.views["query"].images == (Path(images) / "a.png",)
     assert first.views["target"].text == "plane" and first.views["target"].images == ()
-    assert second.views["query"].images == () and second.views["query"].text.endswith("a cat.")
-    assert second.views["target"].text == "Represent the given image.\n", "what a candidate ends with is pooled"
+    assert second.views["query"].images == () and second.views["query"].text.endswith("a cat.\n")
+    assert second.views["target"].text == "\nRepresent the given image.\n", "what a candidate ends with is pooled"
     assert all(item.instruction is None for sample in (first, second) for item in sample.views.values())
 
 
@@ -133,7 +134,7 @@ def test_a_folder_of_subsets_stands_for_its_parts(tmp_path: Path, images: str) -
 def test_an_evaluation_task_ranks_each_query_against_its_own_list(kind: str, tmp_path: Path, images: str) -> None:
     (task,) = MmebEval([str(write(tmp_path / f"Pets.{kind}", EVAL))], images).tasks()
     assert task.name == "Pets" and task.metrics == ("precision@1",)
-    assert [query.text for query in task.queries] == ["Which animal?", "Which thing?"]
+    assert [query.text for query in task.queries] == ["\nWhich animal?\n", "\nWhich thing?\n"]
     assert [c.text for c in task.candidates] == ["cat", "dog", "cow", "bus"], "each once"
     assert [list(r) for r in task.relevant] == [[0], [1]], "the first of the list is the right one"
     assert [set(pool) for pool in task.pools] == [{0, 1, 2}, {0, 1, 3}]
@@ -147,8 +148,8 @@ def test_candidates_are_told_apart_by_text_and_picture(tmp_path: Path, images: s
     }
     (task,) = MmebEval([str(write(tmp_path / "x.parquet", [row]))], images).tasks()
     assert [(c.text, c.images[0].name) for c in task.candidates] == [
-        ("See", "a.png"),
-        ("See", "b.png"),
+        ("\nSee", "a.png"),
+        ("\nSee", "b.png"),
         (None, "b.png"),
     ]
 
@@ -169,7 +170,7 @@ def test_version_2_has_instructions_of_its_own(tmp_path: Path, images: str) -> N
         "tgt_img_path": ["a.png", "b.png"],
     }
     write(tmp_path / "Animals/test-00000-of-00001.parquet", [row, {**row, "tgt_inst": None, "qry_inst": ""}])
-    (task,) = MmebEval([str(tmp_path / "Animals")], images, pooled=False).tasks()
+    (task,) = MmebEval([str(tmp_path / "Animals")], images, pooled=False, instructions="apart").tasks()
     assert (task.name, task.pools) == ("Animals", None)
     assert [(q.text, q.instruction) for q in task.queries] == [
         ("Which animal?", "Answer the question"),
@@ -191,6 +192,7 @@ def test_one_folder_of_folders_stands_for_all_tasks(tmp_path: Path, images: str)
         ({"tgt_text": [], "tgt_img_path": []}, r"row 1: 0 in tgt_text"),
         ({"tgt_text": ["a", " "], "tgt_img_path": ["", ""]}, r"row 1 \(candidate\): neither text nor picture"),
         ({"qry_text": "<|image_1|>", "qry_img_path": ""}, r"row 1 \(query\): neither text nor picture"),
+        ({"qry_text": "<|image_1|> or <|image_2|>?"}, r"row 1 \(query\): the text has 2 placeholders for one picture"),
     ],
 )
 def test_unusable_evaluation_rows_name_file_and_row(change: dict, message: str, tmp_path: Path, images: str) -> None:

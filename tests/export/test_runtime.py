@@ -14,6 +14,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -117,6 +118,9 @@ def test_the_same_with_other_parts(
     other = make_embedder(
         tmp_path,
         template=template,
+        processor_target_template=replace(
+            template, suffix=" {words} <|endoftext|>", words={"text": "w5", "image": "w6", "image text": "w7"}
+        ),
         backbone_attention="bidirectional",
         processor_position_mode="flat",
         processor_padding_side="left",

@@ -44,8 +44,10 @@ def collate(samples: Sequence[Sample], encode_view: EncodeView) -> Batch:
 
 def check(item: Item, name: str) -> None:
     """Raise SampleError if there is nothing in the item to embed."""
-    if item.text is not None and not item.text.strip():
+    if item.text is not None and not item.text.strip() and not item.image_at:
         raise SampleError(f"{name}: the text is empty; leave `text` out for an item without text")
+    if item.image_at is not None and len(item.image_at) != len(item.images):
+        raise SampleError(f"{name}: `image_at` places {len(item.image_at)} images, but there are {len(item.images)}")
     if item.text is None and not item.images and item.place is None:
         what = "an instruction but no text, image or place" if item.instruction else "neither text nor image nor place"
         raise SampleError(f"{name}: the item has {what}; there is nothing to embed")

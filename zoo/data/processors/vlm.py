@@ -26,8 +26,9 @@ class VlmProcessor(Processor):
     Args:
         tokenizer: a tokenizer.json: a path, `packaged:FILE`, or `hf:ORG/REPO[@REVISION]:tokenizer.json`. Read at first use.
         template: the prompt; one per checkpoint, not per backbone.
+        target_template: the prompt of views that are no `query_views`; None = `template` for all.
         pixels: resizing, patches and normalisation.
-        query_views: views that get the template's `query_suffix`.
+        query_views: views that are queries: they get `query_suffix`, the others `target_template`.
 
     Raises:
         SampleError: an item can't be used (empty, unreadable picture, prompt too long); names the sample.
@@ -43,6 +44,7 @@ class VlmProcessor(Processor):
         max_length: int = 4096,
         pad_token: str = "<|endoftext|>",
         query_views: tuple[str, ...] = ("query",),
+        target_template: Template | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.query_views = query_views
@@ -53,6 +55,7 @@ class VlmProcessor(Processor):
             "padding_side": padding_side,
             "max_length": max_length,
             "pad_token": pad_token,
+            "target_template": target_template,
         }
         self._arrays: VlmArrays | None = None
 
@@ -83,7 +86,11 @@ class VlmProcessor(Processor):
         images = open_images([item.images for item in items], names)
         try:
             arrays = self.arrays(
-                [item.text for item in items], images, [item.instruction for item in items], view in self.query_views
+                [item.text for item in items],
+                images,
+                [item.instruction for item in items],
+                view in self.query_views,
+                [item.image_at for item in items],
             )
         except ValueError as error:
             raise SampleError(self._name_culprit(view, items, images, names) or str(error)) from error
@@ -92,7 +99,7 @@ class VlmProcessor(Processor):
     def _name_culprit(self, view: str, items: Sequence[Item], images: list[Any], names: Sequence[str]) -> str:
         for item, pictures, name in zip(items, images, names, strict=True):
             try:
-                self.arrays([item.text], [pictures], [item.instruction], view in self.query_views)
+                self.arrays([item.text], [pictures], [item.instruction], view in self.query_views, [item.image_at])
             except ValueError as error:
                 return f"{name}: {error}"
         return ""

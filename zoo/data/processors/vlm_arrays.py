@@ -9,9 +9,12 @@ Shapes: R rows, T tokens, I images of all rows, P patches of an image (padded), 
 from __future__ import annotations
 
 import math
+import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,10 +31,16 @@ class Template:
     r"""How an item becomes a prompt: `prefix + separator.join(parts) + suffix`, parts being those of `order` it has.
 
     Args:
-        image: what stands for one picture; must hold `<|image_pad|>`, which grows to one token per merged patch.
-        instruction: format of the instruction part, with the field `{instruction}`.
+        prefix: may hold `{instruction}`, which then stands there and is no part, and `{words}`.
+        suffix: as `prefix`.
         query_suffix: added on the query side in front of `suffix` (VLM2Vec ends its queries with a newline).
-        order: the order of the parts `image`, `instruction`, `text`.
+        image: what stands for one image; must hold `image_token`.
+        image_token: the token that grows to one per merged patch.
+        instruction: format of the instruction part, with the field `{instruction}`.
+        order: the order of the parts `image`, `instruction`, `text`; what it does not name is left out.
+        default_instruction: the instruction of items that have none.
+        instruction_end: added to an instruction of an item that does not end in punctuation.
+        words: what `{words}` becomes, by what an item holds: `text`, `image`, `image text` (UNITE: "sentence", ...).
     """
 
     prefix: str = ""
@@ -41,16 +50,55 @@ class Template:
     image: str = "<|image_pad|>"
     instruction: str = "{instruction}"
     order: tuple[str, ...] = ("image", "instruction", "text")
+    image_token: str = "<|image_pad|>"
+    default_instruction: str = ""
+    instruction_end: str = ""
+    words: dict[str, str] = field(default_factory=dict)
 
-    def render(self, text: str | None, images: int, instruction: str | None, query: bool) -> str:
-        """The prompt, each picture still one placeholder."""
+    def __post_init__(self) -> None:
+        if self.image_token not in self.image:
+            raise ValueError(f"the template's image '{self.image}' does not hold its image_token '{self.image_token}'")
+
+    def render(
+        self,
+        text: str | None,
+        images: int,
+        instruction: str | None,
+        query: bool,
+        image_at: Sequence[int] | None = None,
+    ) -> str:
+        """The prompt, each image still one placeholder. ValueError if `words` lacks what the item holds.
+
+        image_at: offsets in `text` where the images stand; such a text is taken as it is (see `zoo.types.Item`).
+        """
+        asked = self._instruction(instruction)
+        slot = "{instruction}" in self.prefix + self.suffix
         parts = {
-            "image": self.image * images,
-            "instruction": self.instruction.format(instruction=instruction.strip()) if instruction else "",
-            "text": text or "",
+            "image": self.image * images if image_at is None else "",
+            "instruction": self.instruction.format(instruction=asked) if asked and not slot else "",
+            "text": self._placed(text or "", image_at or ()),
         }
         body = self.separator.join(parts[name] for name in self.order if parts[name])
-        return self.prefix + body + (self.query_suffix if query else "") + self.suffix
+        ending = self.query_suffix if query and image_at is None else ""
+        present = " ".join(kind for kind, there in (("image", images), ("text", text)) if there)
+        return self._filled(self.prefix, asked, present) + body + ending + self._filled(self.suffix, asked, present)
+
+    def _instruction(self, given: str | None) -> str:
+        asked = (given or "").strip()
+        if not asked:
+            return self.default_instruction
+        return asked if unicodedata.category(asked[-1]).startswith("P") else asked + self.instruction_end
+
+    def _placed(self, text: str, image_at: Sequence[int]) -> str:
+        cuts = [0, *(min(at, len(text)) for at in image_at), len(text)]  # a shortened text keeps its images
+        return self.image.join(text[start:stop] for start, stop in pairwise(cuts))
+
+    def _filled(self, form: str, instruction: str, present: str) -> str:
+        if "{words}" in form:
+            if present not in self.words:
+                raise ValueError(f"the template has no words for an item of {present.replace(' ', ' and ')}")
+            form = form.replace("{words}", self.words[present])
+        return form.replace("{instruction}", instruction)  # last: what people write is not searched for fields
 
 
 @dataclass(frozen=True)
@@ -142,7 +190,8 @@ class VlmArrays:
     """Items to model inputs. Picklable, holds no weights.
 
     Args:
-        tokenizer: with the special tokens of the template; must know `<|image_pad|>`.
+        tokenizer: with the special tokens of the template; must know its `image_token`.
+        target_template: the template of what is no query; None = `template` for both.
         position_mode: "mrope", or "flat" = one running number on all three axes (what VLM2Vec's weights were trained with).
         padding_side: the encoder takes either.
         max_length: longest prompt in tokens, pictures included. Text is shortened to fit; picture tokens never are.
@@ -156,13 +205,20 @@ class VlmArrays:
     max_length: int = 4096
     pad_token: str = "<|endoftext|>"
     shortened: int = 0
+    target_template: Template | None = None
 
     def __post_init__(self) -> None:
-        ids = {token: self.tokenizer.token_to_id(token) for token in ("<|image_pad|>", self.pad_token)}
+        image_token = self.template.image_token
+        if self.target_template is not None and self.target_template.image_token != image_token:
+            raise ValueError(
+                f"template and target_template have different image tokens, '{image_token}' and "
+                f"'{self.target_template.image_token}'"
+            )
+        ids = {token: self.tokenizer.token_to_id(token) for token in (image_token, self.pad_token)}
         for token, token_id in ids.items():
             if token_id is None:
                 raise ValueError(f"the tokenizer has no token '{token}'")
-        self.image_id, self.pad_id = ids["<|image_pad|>"], ids[self.pad_token]
+        self.image_id, self.pad_id = ids[image_token], ids[self.pad_token]
 
     def __call__(
         self,
@@ -170,20 +226,24 @@ class VlmArrays:
         images: Sequence[Sequence[Image.Image]],
         instructions: Sequence[str | None],
         query: bool,
+        image_at: Sequence[Sequence[int] | None] | None = None,
     ) -> Arrays:
         """R items -> input_ids, attention_mask, image_index (R, T), position_ids (R, 3, T), instructed (R,) and, where
         there are pictures, patches (I, P, C), patch_positions (I, P, 2), patch_mask (I, P), image_rows (I,).
 
         `image_index` says for every token which row of the flattened picture features (I * P/merge^2, width) stands in
-        its place; it counts where `input_ids` is the picture token and is 0 elsewhere.
+        its place; it counts where `input_ids` is the picture token and is 0 elsewhere. `image_at`: see `Template.render`;
+        None = the template places all images.
         """
         cut = [[self.pixels.patches(image) for image in row] for row in images]
         most_patches = max((len(p) for row in cut for p, _ in row), default=0)
         slots = most_patches // self.pixels.merge_size**2  # feature rows that every picture takes, padding included
         rows, first_image = [], 0
-        for text, row, instruction in zip(texts, cut, instructions, strict=True):
-            grids = [grid for _, grid in row]
-            rows.append(self._row(text, grids, instruction, query, first_image * slots, slots))
+        template = self.template if query or self.target_template is None else self.target_template
+        stands = image_at if image_at is not None else [None] * len(cut)
+        for text, row, instruction, at in zip(texts, cut, instructions, stands, strict=True):
+            prompt = partial(template.render, images=len(row), instruction=instruction, query=query, image_at=at)
+            rows.append(self._row(text, [grid for _, grid in row], prompt, first_image * slots, slots))
             first_image += len(row)
         arrays = self._pad(rows)
         arrays["instructed"] = np.array([bool(i) for i in instructions])
@@ -195,8 +255,7 @@ class VlmArrays:
         self,
         text: str | None,
         grids: list[tuple[int, int]],
-        instruction: str | None,
-        query: bool,
+        prompt: Callable[[str | None], str],
         first: int,
         slots: int,
     ) -> tuple[list[int], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -204,7 +263,7 @@ class VlmArrays:
         merged = [(rows // merge, columns // merge) for rows, columns in grids]
         room = self.max_length - sum(rows * columns - 1 for rows, columns in merged)
         ids, index, spans, run, seen = [], [], list[int | tuple[int, int]](), 0, 0
-        for token in self._tokens(text, len(grids), instruction, query, room):
+        for token in self._tokens(text, prompt, room):
             if token != self.image_id:
                 ids.append(token)
                 index.append(0)
@@ -212,7 +271,7 @@ class VlmArrays:
                 continue
             if seen == len(merged):
                 raise ValueError(
-                    "the text holds the picture token <|image_pad|>; remove it, the template places pictures"
+                    f"the text holds the image token {self.template.image_token}; remove it, the template places images"
                 )
             count = math.prod(merged[seen])
             ids += [token] * count
@@ -224,10 +283,9 @@ class VlmArrays:
             positions = rope_positions([len(ids)])
         return ids, np.array(index), positions
 
-    def _tokens(self, text: str | None, images: int, instruction: str | None, query: bool, room: int) -> list[int]:
+    def _tokens(self, text: str | None, prompt: Callable[[str | None], str], room: int) -> list[int]:
         def encode(words: str | None) -> list[int]:
-            prompt = self.template.render(words, images, instruction, query)
-            return list(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+            return list(self.tokenizer.encode(prompt(words), add_special_tokens=False).ids)
 
         ids = encode(text)
         if len(ids) <= room:

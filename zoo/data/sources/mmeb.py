@@ -1,9 +1,10 @@
 """MMEB's files (arXiv:2410.05160): training subsets and evaluation tasks, from Parquet or JSONL on this disk.
 
-Version 1 writes the instruction into the text, and there it stays; version 2 has it in columns of its own. '' stands for
-"no picture" and "no text". The placeholder `<|image_1|>` is taken out of texts with the white space behind it, and one
-newline off the end of queries: the prompt template of a model places pictures and ends queries. What candidates end
-with stays, because in the official scoring it is what the model pools.
+A row says itself how its prompt reads: the text holds the placeholder `<|image_1|>` where the image stands, the white
+space around it, and the newline that ends a query, which is what the model pools. All of it stays (`Item.image_at`), so a
+template only says what stands for an image. Version 1 writes the instruction into the text; version 2 has it in columns of
+its own, and `MmebEval` joins them as the authors' evaluation does, or leaves them apart. '' stands for "no image" and "no
+text". A placeholder without an image (queries of WebQA) is taken out; the authors leave a bare image token there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from array import array
 from collections.abc import Hashable
 from pathlib import Path
+from typing import Literal
 
 from zoo.data.source import Source, TaskSource
 from zoo.data.sources.record_files import SUFFIXES, Records
@@ -20,12 +22,18 @@ from zoo.errors import SampleError, UnknownNameError, ZooError
 from zoo.files import below
 from zoo.types import Item, RetrievalTask, Sample
 
-_PLACEHOLDER = re.compile(r"<\|image_\d+\|>\s*")
+_IMAGE = "<|image_1|>"
+_PLACEHOLDER = re.compile(r"<\|image_\d+\|>")
+_UNUSED = re.compile(_PLACEHOLDER.pattern + r"\s*")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 TRAIN = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 NEGATIVES = ("neg_text", "neg_image_path")
 EVAL = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 EVAL_V2 = ("qry_inst", "tgt_inst")
+_QUESTIONS = frozenset(
+    ("OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W", "ScienceQA", "VizWiz", "GQA", "TextVQA")
+)
+"""Subsets that the authors' evaluation reads by `image_qa` (experiments/public/eval/image.yaml)."""
 
 
 class MmebTrain(Source):
@@ -70,16 +78,16 @@ class MmebTrain(Source):
     def draw(self, index: int, rng: random.Random) -> Sample:
         """Row `index`; nothing varies."""
         views: dict[str, Item | tuple[Item, ...]] = {
-            "query": self._item("qry", "qry_image_path", index, query=True),
+            "query": self._item("qry", "qry_image_path", index),
             "target": self._item("pos_text", "pos_image_path", index),
         }
         if self.negatives:
             views["negatives"] = (self._item(*NEGATIVES, index),)
         return Sample(id=f"{self.name}/{index}", views=views, source=self.name)
 
-    def _item(self, text: str, picture: str, index: int, query: bool = False) -> Item:
+    def _item(self, text: str, picture: str, index: int) -> Item:
         words, file = self.records.value(text, index), self.records.value(picture, index)
-        return mmeb_item(words, file, self.images, f"{self.records.where(index)} ({text}, {picture})", query=query)
+        return mmeb_item(words, file, self.images, f"{self.records.where(index)} ({text}, {picture})")
 
 
 class MmebTrainFolder(Source):
@@ -123,7 +131,8 @@ class MmebEval(TaskSource):
     """Evaluation subsets of MMEB (layouts of TIGER-Lab/MMEB-eval and of version 2): own candidates per query, gold first.
 
     The measure is precision@1. The official scoring takes the first of equal scores, so it counts a tie with the gold as
-    right; here a tie counts in expectation (`zoo.metrics.retrieval`). Equal candidates are embedded once.
+    right: `--evaluation.ties right` does so, too. Else a tie counts in expectation (`zoo.metrics.retrieval`), because under
+    the official rule a model that maps everything to one point scores 100 %. Equal candidates are embedded once.
 
     Args:
         paths: a Parquet or JSONL file, or the folder of a subset, each; named like the task. One folder of such folders
@@ -131,17 +140,27 @@ class MmebEval(TaskSource):
         images: the folder to which picture paths are relative.
         split: of a folder, the files whose name begins with this.
         pooled: False ranks every query against the candidates of all queries (version 2's "global").
+        instructions: of version 2. "joined" to the text as the authors' evaluation writes prompts, or "apart", for templates
+            with a slot of their own for an instruction.
 
     Raises:
         ZooError: file, column or pictures missing; names them.
         SampleError: a row that can't be used; names file and row.
     """
 
-    def __init__(self, paths: list[str], images: str, split: str = "test", pooled: bool = True) -> None:
+    def __init__(
+        self,
+        paths: list[str],
+        images: str,
+        split: str = "test",
+        pooled: bool = True,
+        instructions: Literal["joined", "apart"] = "joined",
+    ) -> None:
         given = [Path(path).expanduser() for path in paths]
         if len(given) == 1 and given[0].is_dir() and not _data_files(given[0]):
             given = subset_folders(given[0])
         self.paths, self.images, self.split, self.pooled = given, Path(images).expanduser(), split, pooled
+        self.joined = instructions == "joined"
 
     def tasks(self) -> list[RetrievalTask]:
         """One task per subset."""
@@ -154,41 +173,72 @@ class MmebEval(TaskSource):
         queries: list[Item] = []
         candidates: list[Item] = []
         pools: list[array[int]] = []
+        name = subset_name(path)
         for row in range(len(records)):
             where, instruction = records.where(row), records.value("tgt_inst", row)
             text, picture = records.value("qry_text", row), records.value("qry_img_path", row)
-            inst = records.value("qry_inst", row)
-            queries.append(mmeb_item(text, picture, self.images, f"{where} (query)", inst, query=True))
+            inst, targets = records.value("qry_inst", row), _targets(records, row)
+            captioned = bool(targets[0][0].strip())
+            if self.joined and inst:
+                text, inst = _query(name, inst, text, picture, bool(targets[0][1])), ""
+            queries.append(mmeb_item(text, picture, self.images, f"{where} (query)", inst))
             pool = array("i")
-            for words, file in _targets(records, row):
+            for words, file in targets:
                 if (instruction, words, file) not in numbers:
                     numbers[instruction, words, file] = len(candidates)
-                    candidates.append(mmeb_item(words, file, self.images, f"{where} (candidate)", instruction))
+                    task, told = instruction, words
+                    if self.joined and instruction and file:
+                        task, told = "", _target(instruction, words, captioned, ends=captioned or not picture)
+                    candidates.append(mmeb_item(told, file, self.images, f"{where} (candidate)", task))
                 pool.append(numbers[instruction, words, file])
             pools.append(pool)
         relevant = [pool[:1] for pool in pools]
         own = pools if self.pooled else None
-        return RetrievalTask(subset_name(path), queries, candidates, relevant, own, ("precision@1",))
+        return RetrievalTask(name, queries, candidates, relevant, own, ("precision@1",))
 
 
-def mmeb_item(text: str, picture: str, images: Path, where: str, instruction: str = "", query: bool = False) -> Item:
-    """One side of a row. SampleError if it has neither text nor picture, or its picture is not below `images`.
+def mmeb_item(text: str, picture: str, images: Path, where: str, instruction: str = "") -> Item:
+    """One side of a row. SampleError if it has neither text nor image, or its image is not below `images`.
 
     Args:
-        text: with placeholders for pictures.
+        text: with a placeholder where the image stands; an image without one is left to the prompt template.
         picture: path below `images`, or "".
-        images: the folder of the pictures.
+        images: the folder of the images.
         where: for the message.
         instruction: of version 2, or "".
-        query: take the newline off that ends a query.
     """
-    words = _PLACEHOLDER.sub("", text)
-    words = words.removesuffix("\n") if query else words
-    if not words.strip() and not picture:
+    if not _UNUSED.sub("", text).strip() and not picture:
         raise SampleError(f"{where}: neither text nor picture")
-    task = _PLACEHOLDER.sub("", instruction).strip()
-    pictures = (below(images, picture, where),) if picture else ()
-    return Item(text=words if words.strip() else None, images=pictures, instruction=task or None)
+    task = _UNUSED.sub("", instruction).strip() or None
+    if not picture:
+        return Item(text=_UNUSED.sub("", text), instruction=task, image_at=None if task else ())
+    pictures = (below(images, picture, where),)
+    found = [*_PLACEHOLDER.finditer(text)]
+    if len(found) > 1:
+        raise SampleError(f"{where}: the text has {len(found)} placeholders for one picture")
+    words = _PLACEHOLDER.sub("", text)
+    if not found or not words:
+        return Item(text=words if words.strip() else None, images=pictures, instruction=task)
+    return Item(text=words, images=pictures, instruction=task, image_at=(found[0].start(),))
+
+
+def _query(subset: str, instruction: str, text: str, picture: str, finds_pictures: bool) -> str:
+    """The prompt of a query of version 2, as the authors' `data_prepare` of each kind of subset writes it."""
+    if not picture:  # image_t2i; VisDial's queries end in two newlines, as in version 1
+        return f"{instruction} {text}\n" + ("\n" if subset == "VisDial" else "")
+    task = instruction.replace(_IMAGE, "")
+    if subset in _QUESTIONS or finds_pictures:  # image_qa, image_i2i_vg; not image_cls, image_i2t
+        task = "\n" + task.strip()
+    return _joined(task, text, bool(text)) + "\n"
+
+
+def _target(instruction: str, text: str, captioned: bool, ends: bool) -> str:
+    """The prompt of a candidate of version 2 that has an image; it `ends` in a newline, or in the last word."""
+    return _joined(instruction.replace(_IMAGE, ""), text, captioned) + ("\n" if ends else "")
+
+
+def _joined(task: str, text: str, told: bool) -> str:
+    return (f"{_IMAGE} {task} {text}" if told else f"{_IMAGE} {task}").replace(" \n", "\n")
 
 
 def subset_name(path: Path) -> str:
