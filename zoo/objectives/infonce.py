@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo.objectives.adjust import Adjustment
 from zoo.objectives.direction import Direction, Duplicates
 from zoo.objectives.objective import Objective, share
-from zoo.objectives.temperature import Learn, Temperature
+from zoo.objectives.temperature import Cap, Learn, Temperature
 from zoo.types import Encoded
 
 
@@ -26,7 +26,7 @@ class InfoNCE(nn.Module, Objective):
     Args:
         temperature: start value (fixed unless `learn`).
         learn: "no"; "log" = log(1/temperature) is the parameter, as in CLIP, and 1/temperature stays <= `max_scale`;
-            "linear" = the temperature itself is the parameter, unclamped (ABC).
+            "linear" = the temperature itself is the parameter, free (ABC) or held between `limits`.
         symmetric: average with the direction target -> query (CLIP). One-sided otherwise (VLM2Vec, ABC).
         label_smoothing: share of the probability spread over all candidates that are not masked.
         duplicates: what becomes of cells that are as right as the own one: equal content to the positive, the target of
@@ -38,6 +38,8 @@ class InfoNCE(nn.Module, Objective):
         intra_modal: the other rows of the query's own side stand against it as well, in both directions if `symmetric` (the
             improved contrastive loss of GTE, arXiv:2308.03281, equation 2).
         adjust: weights, margins, filters of cells, applied in this order (see `zoo.objectives.adjust`).
+        limits: least and largest value of a learned temperature (FuseMix, freeze-align: 0.001 and 0.5); None = free.
+        cap: "official" = `max_scale` holds the scale, not the parameter behind it (FDT; see `Temperature`).
         views: names of the two sides.
 
     Use with: VLM encoders, dual encoders, projectors. Relations: `symmetric` with `learn: log` is CLIP's loss.
@@ -54,10 +56,12 @@ class InfoNCE(nn.Module, Objective):
         negatives: Literal["own", "shared"] = "shared",
         intra_modal: bool = False,
         adjust: Sequence[Adjustment] = (),
+        limits: tuple[float, float] | None = None,
+        cap: Cap = "parameter",
         views: tuple[str, str] = ("query", "target"),
     ) -> None:
         super().__init__()
-        self.temperature = Temperature(temperature, learn, max_scale)
+        self.temperature = Temperature(temperature, learn, max_scale, limits, cap)
         self.symmetric = symmetric
         self.label_smoothing = label_smoothing
         self.duplicates = duplicates

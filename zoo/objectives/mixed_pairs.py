@@ -28,7 +28,8 @@ class CoinFlipMixup(nn.Module, Objective):
         the views `query` and `target` (named by `views`), one row per sample each.
 
     Args:
-        temperature: start value (official: 0.02, fixed). learn, max_scale, label_smoothing: as in `InfoNCE`.
+        temperature: start value (official: 0.02, fixed). learn, max_scale, label_smoothing, limits: as in `InfoNCE`
+            (official where it learns: "linear", held between 0.001 and 0.5).
         beta: c; 0.1 is official, which leaves most batches nearly unmixed.
         mixed: the views of which one is drawn and mixed at each step without mixed pictures. Both, for a fair coin on
             vectors alone; the texts, beside `PictureMixing` of half of the batches, as in the official code.
@@ -54,12 +55,13 @@ class CoinFlipMixup(nn.Module, Objective):
         beta: float = 0.1,
         mixed: Sequence[str] = ("query", "target"),
         seed: int = 0,
+        limits: tuple[float, float] | None = None,
         views: tuple[str, str] = ("query", "target"),
     ) -> None:
         super().__init__()
         if not mixed or not set(mixed) <= set(views):
             raise RecipeError(f"`mixed` of CoinFlipMixup names views among {list(views)}, not {list(mixed)}")
-        self.temperature = Temperature(temperature, learn, max_scale)
+        self.temperature = Temperature(temperature, learn, max_scale, limits)
         self.label_smoothing = label_smoothing
         self.beta = beta
         self.mixed = tuple(mixed)

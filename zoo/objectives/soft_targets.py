@@ -32,8 +32,7 @@ class MomentumDistillation(nn.Module, Objective):
 
     Args:
         dim: width of the embeddings. queue_size: rows kept per view (official: 65,536).
-        temperature: start value. learn, max_scale: as in `InfoNCE` (official: "linear", held in [0.001, 0.5] from step to
-            step; `max_scale` holds "log" only).
+        temperature: start value. learn, max_scale, limits: as in `InfoNCE` (official: "linear", held between 0.001 and 0.5).
         alpha: a. ramp_steps: a grows from 0 to `alpha` over so many training steps (official: the first epoch).
         duplicates: "mask" leaves out columns as right as the own one, older copies in the queue among them; "keep" is
             official.
@@ -61,10 +60,11 @@ class MomentumDistillation(nn.Module, Objective):
         alpha: float = 0.4,
         ramp_steps: int = 0,
         duplicates: Literal["mask", "keep"] = "mask",
+        limits: tuple[float, float] | None = None,
         views: tuple[str, str] = ("query", "target"),
     ) -> None:
         super().__init__()
-        self.temperature = Temperature(temperature, learn, max_scale)
+        self.temperature = Temperature(temperature, learn, max_scale, limits)
         self.alpha = alpha
         self.ramp_steps = ramp_steps
         self.duplicates = duplicates
