@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from zoo.convert.projector_heads import freeze_align, fusemix, sail
@@ -11,6 +15,7 @@ from zoo.convert.transformers_folder import Checkpoint
 from zoo.errors import WeightsError
 from zoo.nn.latent_heads import InvertedBottleneck, StarMlp, TokensAndPooled, TokensThenMlp
 from zoo.nn.towers import States
+from zoo.objectives.infonce import InfoNCE
 
 
 class OfficialBlock(nn.Module):
@@ -29,6 +34,34 @@ def own(state: dict[str, torch.Tensor], modality: str) -> dict[str, torch.Tensor
     return {k.removeprefix(f"heads.{modality}."): v for k, v in state.items() if k.startswith(f"heads.{modality}.")}
 
 
+def check_temperature(state: dict[str, torch.Tensor], expected: float) -> None:
+    """It is the checkpoint's, however the objective keeps its own."""
+    names = [name for name in state if name.startswith("objective.temperature.")]
+    stored = {name.removeprefix("objective."): state.pop(name) for name in names}
+    for learn in ("log", "linear", "no"):
+        objective = InfoNCE(0.3, learn=learn, max_scale=None)
+        objective.load_state_dict(stored)
+        assert 1 / objective.temperature().item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["fusemix-paper", "freeze-align-paper"])
+def test_the_recipe_learns_the_temperature_as_the_official_code(recipe: str) -> None:
+    """Files of before the kind was stored are read as the recipe says; the limits are those of the official code."""
+    objective = build_objective(recipe)
+    objective.load_state_dict({"temperature.parameter": torch.tensor(0.07)}, strict=True)
+    assert objective.temperature().item() == pytest.approx(1 / 0.07)
+    for value, held in ((0.0001, 0.001), (0.7, 0.5)):
+        objective.load_state_dict({"temperature.parameter": torch.tensor(value)})
+        assert 1 / objective.temperature().item() == pytest.approx(held)
+
+
+def build_objective(recipe: str) -> torch.nn.Module:
+    raw = yaml.safe_load((Path(__file__).parents[2] / "recipes" / f"{recipe}.yaml").read_text("utf-8"))
+    settings = raw["model"]["init_args"]["objective"]
+    assert settings["class_path"] == "InfoNCE"
+    return InfoNCE(**settings["init_args"])
+
+
 def test_fusemix() -> None:
     torch.manual_seed(0)
     sides = {
@@ -37,7 +70,7 @@ def test_fusemix() -> None:
     }
     tensors = {f"{name}.{key}": value for name, side in sides.items() for key, value in side.state_dict().items()}
     state = fusemix(Checkpoint(tensors | {"temp": torch.tensor(0.05)}))
-    assert state.pop("objective.temperature.parameter").exp().item() == pytest.approx(20, rel=1e-6)
+    check_temperature(state, 0.05)
     for modality, name, width in (("image", "vis_proj", 6), ("text", "text_proj", 4)):
         head = InvertedBottleneck(width, 5).eval()
         head.load_state_dict(own(state, modality))
@@ -57,7 +90,8 @@ def test_sail() -> None:
         tensors |= {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
         tensors[f"{side}_mapping_network.f2.weight"] *= 5e3  # beyond the clamp
     state = sail(Checkpoint(tensors))
-    assert state.pop("objective.temperature.parameter").shape == () and state.pop("objective.bias").item() == -9.5
+    check_temperature(state, math.exp(-3))
+    assert state.pop("objective.bias").item() == -9.5
     head = StarMlp(6, 5)
     head.load_state_dict(own(state, "image"))
     x = torch.randn(3, 6) * 30
@@ -103,7 +137,7 @@ def test_freeze_align() -> None:
     tensors = {f"{name}.{key}": value for name, part in official.items() for key, value in part.state_dict().items()}
     others = {"visual_encoder.x.weight": torch.zeros(2), "text_encoder.y": torch.zeros(1), "temp": torch.tensor(0.05)}
     state = freeze_align(Checkpoint(tensors | others))
-    assert state.pop("objective.temperature.parameter").exp().item() == pytest.approx(20, rel=1e-6)
+    check_temperature(state, 0.05)
     image, text = TokensAndPooled(6, 5, prefix=1).eval(), TokensThenMlp(4, 5).eval()
     image.load_state_dict(own(state, "image"))
     text.load_state_dict(own(state, "text"))

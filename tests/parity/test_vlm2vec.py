@@ -50,7 +50,7 @@ def checkpoints(root: Path) -> list[Checkpoint]:
 
 def fill(module: Any, state: dict[str, Tensor]) -> None:
     """Strictly, but for the temperature: it is fixed, so no release holds it."""
-    load_strictly(module, state, "official", {"objective.temperature.parameter"})
+    load_strictly(module, state, "official", {"objective.temperature.parameter", "objective.temperature.kind"})
 
 
 def embed(module: Any, items: list[Item], view: str) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from zoo.convert.peft_adapter import Adapter, attached, merged, read_adapter
 from zoo.convert.qwen2_vl import module_path, qwen2_vl
+from zoo.convert.temperature import PARAMETER, kept
 from zoo.convert.transformers_folder import Checkpoint
 from zoo.errors import WeightsError
 
@@ -22,7 +23,7 @@ _SAVED = {  # names of the official model class -> ours
     "mlp_head.linear_layer1.bias": "head.up.bias",
     "mlp_head.linear_layer2.weight": "head.down.weight",
     "mlp_head.linear_layer2.bias": "head.down.bias",
-    "temperature.temp": "objective.temperature.parameter",
+    "temperature.temp": PARAMETER,
 }
 
 
@@ -51,4 +52,5 @@ def _trained_in_full(adapter: Adapter) -> dict[str, Tensor]:
     if missing or unexpected:
         what = f"lacks {missing[:3]}" if missing else f"holds {unexpected[:3]}, which ABC does not have"
         raise WeightsError(f"{adapter.place} {what}; the adapter of ABC's stage 1 brings {sorted(_SAVED)}")
-    return {ours: adapter.saved[theirs] for theirs, ours in _SAVED.items()}
+    state = {ours: adapter.saved[theirs] for theirs, ours in _SAVED.items()}
+    return state | kept(state[PARAMETER], "linear")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
+from zoo.convert.temperature import KIND, PARAMETER, kept
 from zoo.convert.transformers_folder import Checkpoint
 from zoo.errors import WeightsError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TOWERS = {"image": "visual.", "text": "text."}
-_SCALE, _BIAS = "objective.temperature.parameter", "objective.bias"
+_BIAS = "objective.bias"
 _FLAT = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
 # numbers that OpenAI stored beside the weights, a constant of transformers before 4.31, and CoCa's caption decoder
 _LEFT_OUT = ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids")
@@ -60,7 +61,7 @@ def to_open_clip(
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         tower, _, name = key.partition(".")
-        if name == "quick_gelu" or key in (_SCALE, _BIAS):
+        if name == "quick_gelu" or key in (PARAMETER, KIND, _BIAS):
             continue
         if tower not in _TOWERS or not name.startswith("model."):
             raise WeightsError(
@@ -68,7 +69,7 @@ def to_open_clip(
             )
         prefix = "" if tower == "text" and not custom_text else _TOWERS[tower]
         found[prefix + name.removeprefix("model.")] = value
-    scale = state.get(_SCALE)
+    scale = state.get(PARAMETER)
     if scale is None:
         found["logit_scale"] = torch.tensor(math.log(1 / 0.07))  # where open_clip starts
     else:
@@ -91,7 +92,8 @@ def _ours(checkpoint: Checkpoint, quick: bool) -> dict[str, Tensor]:
         elif key not in ("logit_scale", "logit_bias"):
             state[key] = value  # not understood: stays, to be refused by name
     if "logit_scale" in tensors:  # older ones hold it with shape (1,)
-        scale = state[_SCALE] = tensors["logit_scale"].reshape(()).float()
+        scale = tensors["logit_scale"].reshape(()).float()
+        state |= kept(scale, "log")
         # as open_clip does where weights without a bias go on under the sigmoid loss
         state[_BIAS] = tensors.get("logit_bias", torch.zeros_like(scale)).reshape(()).float()
     return state

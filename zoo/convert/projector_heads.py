@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from zoo.convert.temperature import kept
 from zoo.convert.transformers_folder import Checkpoint
 from zoo.errors import WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SCALE, _BIAS = "objective.temperature.parameter", "objective.bias"
+_BIAS = "objective.bias"
 _FUSEMIX = {"vis_proj.": "heads.image.", "text_proj.": "heads.text."}
 _SAIL = {
     "vision_mapping_network.": "heads.image.",
@@ -40,29 +41,32 @@ _FREEZE_ALIGN = {
 
 
 def fusemix(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Heads of FuseMix for `InvertedBottleneck`; `temp` becomes log(1 / temp), as `InfoNCE(learn="log")` keeps it."""
+    """Heads of FuseMix for `InvertedBottleneck`, and the temperature, which is learned as itself."""
     state = _renamed(checkpoint, _FUSEMIX, ("temp",))
     if "temp" in checkpoint.tensors:
-        state[_SCALE] = -checkpoint.tensors["temp"].log().reshape(())
+        state |= kept(checkpoint.tensors["temp"], "linear")
     return state
 
 
 def sail(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Heads of SAIL for `StarMlp`; scale and bias for `SigLIP(learn="log")`."""
+    """Heads of SAIL for `StarMlp`; the logarithm of the scale, and the bias, for `SigLIP`."""
     state = _renamed(checkpoint, _SAIL, ("logit_scale", "logit_bias"))
-    for key, ours in (("logit_scale", _SCALE), ("logit_bias", _BIAS)):
-        if key in checkpoint.tensors:
-            state[ours] = checkpoint.tensors[key].reshape(())
+    if "logit_scale" in checkpoint.tensors:
+        state |= kept(checkpoint.tensors["logit_scale"], "log")
+    if "logit_bias" in checkpoint.tensors:
+        state[_BIAS] = checkpoint.tensors["logit_bias"].reshape(())
     return state
 
 
 def freeze_align(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Heads of freeze-align for `TokensAndPooled` and `TokensThenMlp` (projections "patch" and "mlp")."""
+    """Heads of freeze-align for `TokensAndPooled` and `TokensThenMlp` (projections "patch" and "mlp"), and the temperature,
+    which is learned as itself.
+    """
     encoders = ("visual_encoder.", "text_encoder.")
     heads = {key: value for key, value in checkpoint.tensors.items() if not key.startswith(encoders)}
     state = _renamed(replace(checkpoint, tensors=heads), _FREEZE_ALIGN, ("temp",))
     if "temp" in heads:
-        state[_SCALE] = -heads["temp"].log().reshape(())
+        state |= kept(heads["temp"], "linear")
     return state
 
 
