@@ -41,7 +41,10 @@ WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
 FORMAT = 1
 # those that vectors depend on
-_LIBRARIES = ("torch", "lightning", "transformers", "timm", "open_clip_torch", "tokenizers", "safetensors")
+_LIBRARIES = (
+    *("torch", "lightning", "transformers", "timm", "open_clip_torch", "tokenizers", "safetensors"),
+    *("numpy", "pillow"),  # read and resize images
+)
 _PREFIX = "bundle:"
 _DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 StorageDtype = Literal["float16", "bfloat16"]

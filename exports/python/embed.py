@@ -35,7 +35,7 @@ try:
 except ImportError as error:
     raise ImportError(f"embed.py needs {error.name}: pip install onnxruntime numpy pillow tokenizers") from error
 
-FORMAT = 1
+FORMAT = 2
 Array = np.ndarray[Any, Any]
 _VIEWS = {"query": "query", "document": "target"}
 _FIELDS = ("text", "image", "images", "instruction", "place")
@@ -256,7 +256,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise EmbedError(f"{path} is damaged ({error}); copy or export the folder again") from error
-    if manifest["format"] > FORMAT:
+    if manifest["format"] != FORMAT:
         raise EmbedError(f"{folder} has format {manifest['format']}; use the embed.py that lies in it")
     for name, entry in manifest["files"].items():
         if not (folder / name).is_file():
@@ -269,7 +269,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _arrays(folder: Path, manifest: Mapping[str, Any]) -> Any:
     """What turns items into inputs: the code that the model was trained with; it lies in the folder."""
     spec = manifest["processor"]
-    code = _module(folder, spec["code"], manifest["files"])
+    package = (
+        f"export_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"  # folders may differ in version
+    )
+    sys.modules[package] = ModuleType(package)
+    _module(folder, manifest["images"], manifest["files"], package)  # which the other one imports
+    code = _module(folder, spec["code"], manifest["files"], package)
     if spec["kind"] == "dual":
         tokenizer = Tokenizer.from_file(str(folder / spec["tokenizer"])) if spec["tokenizer"] else None
         more = {"rendering": code.Rendering(**spec["rendering"])} if "rendering" in spec else {}
@@ -287,7 +292,7 @@ def _arrays(folder: Path, manifest: Mapping[str, Any]) -> Any:
     )
 
 
-def _module(folder: Path, file: str, listed: Mapping[str, Any]) -> ModuleType:
+def _module(folder: Path, file: str, listed: Mapping[str, Any], package: str) -> ModuleType:
     """Run a file of the folder that the manifest lists, if it is the one that was exported."""
     path = folder / file
     if Path(file).name != file or file not in listed:
@@ -295,9 +300,7 @@ def _module(folder: Path, file: str, listed: Mapping[str, Any]) -> ModuleType:
     source = path.read_bytes()
     if hashlib.sha256(source).hexdigest() != listed[file]["sha256"]:
         raise EmbedError(f"{path} was changed after the export and is not run; copy or export the folder again")
-    name = (
-        f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"  # folders may differ in version
-    )
+    name = f"{package}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise EmbedError(f"{path} is no Python file")

@@ -35,13 +35,20 @@ def test_manifest_says_all_that_a_runtime_needs(exported: Any, embedder: Any) ->
     assert language["inputs"][0] == {"name": "input_ids", "dtype": "int64", "shape": ["batch", "sequence"]}
     assert language["outputs"] == [{"name": "embeddings", "dtype": "float32", "shape": ["batch", 32]}]
     assert language["max_diff"] == exported.graphs["language"].max_diff <= 1e-4
-    assert {"torch", "onnx", "onnxruntime", "embedding-zoo"} <= set(manifest["versions"])
+    assert {"torch", "onnx", "onnxruntime", "embedding-zoo", "pillow", "numpy"} <= set(manifest["versions"])
 
 
 def test_manifest_lists_every_file_with_its_hash(exported: Any, written: set[str]) -> None:
     files = manifest_of(exported.folder)["files"]
     assert set(files) == written - {"manifest.json"}
-    assert {"embed.py", "vlm_arrays.py", "tokenizer.json", "README.md", "golden/items.json"} <= written
+    assert {
+        "embed.py",
+        "image_arrays.py",
+        "vlm_arrays.py",
+        "tokenizer.json",
+        "README.md",
+        "golden/items.json",
+    } <= written
     for name, entry in files.items():
         assert entry["sha256"] == sha256(exported.folder / name)
 
@@ -66,7 +73,7 @@ def test_golden_vectors_are_torch_s_to_the_last_bit(exported: Any, embedder: Any
 
 
 def test_runtime_was_checked_on_all_of_them(exported: Any) -> None:
-    assert len(exported.runtime) == 6 and max(exported.runtime.values()) <= 1e-5
+    assert len(exported.runtime) == 7 and max(exported.runtime.values()) <= 1e-5
 
 
 def test_wrong_graph_leaves_nothing_behind(embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,7 +174,7 @@ def test_vectors_are_the_means(runtime: ModuleType, dual: Exported, items: list[
 
 def test_the_folder_says_that_there_are_variances(gaussian: Exported) -> None:
     manifest = json.loads((gaussian.folder / "manifest.json").read_text("utf-8"))
-    assert manifest["probabilistic"] is True and manifest["format"] == 1
+    assert manifest["probabilistic"] is True and manifest["format"] == 2
     for graph in manifest["graphs"].values():
         assert [output["name"] for output in graph["outputs"]] == ["embeddings", "log_var"]
     golden = json.loads((gaussian.folder / "golden/items.json").read_text("utf-8"))

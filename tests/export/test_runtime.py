@@ -146,7 +146,7 @@ def test_the_same_with_other_parts(
 def test_check_passes_without_torch(exported: Any, run_without_torch: Run) -> None:
     result = run_without_torch(exported.folder / "embed.py", exported.folder, "--check")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("\n") == 7 and "largest difference to torch" in result.stdout
+    assert result.stdout.count("\n") == 8 and "largest difference to torch" in result.stdout
 
 
 def test_check_sees_changed_weights(copied: Path, run_without_torch: Run) -> None:

@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # use
     "comparison": {"callbacks", "catalog", "files", "metrics", "progress", "recipe"},
     "bundle": {"card", "recipe", "weights"},
-    "export": {"bundle", "files", "progress", "weights"},
+    "export": {"bundle", "data", "files", "progress", "weights"},
     "items": {"data"},
     "identity": {"files", "weights"},
     "embedder": {"ahead", "bundle", "files", "identity", "items", "progress", "similarity", "weights"},
@@ -131,10 +131,14 @@ def imports_of(module: str, source: str) -> list[Import]:
         if isinstance(node, ast.Import):
             found.extend(Import(module, alias.name, node.lineno, late, typing) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"zoo/{module.replace('.', '/')}.py:{node.lineno}: write the import in full"
+            beside = node.level == 1 and module.endswith("_arrays")  # exported together, without the zoo around them
+            assert beside or node.level == 0, (
+                f"zoo/{module.replace('.', '/')}.py:{node.lineno}: write the import in full"
+            )
+            source = f"zoo.{module.rpartition('.')[0]}.{node.module}" if beside else node.module
             for alias in node.names:
                 assert alias.name != "*", f"zoo/{module.replace('.', '/')}.py:{node.lineno}: name what is imported"
-                found.append(Import(module, f"{node.module}.{alias.name}", node.lineno, late, typing))
+                found.append(Import(module, f"{source}.{alias.name}", node.lineno, late, typing))
         is_typing = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
         is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):

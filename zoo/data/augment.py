@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from zoo.data.images import PAGE, WHITE, Colour, open_image
+from zoo.data.processors.image_arrays import resized
 from zoo.data.source import Augment
 from zoo.errors import RecipeError, UnknownNameError
 from zoo.types import ImageSource, Item, Sample
@@ -94,7 +95,7 @@ class Crop(PictureChange):
         height = min(1.0, math.sqrt(area / ratio)) * picture.height
         left, top = rng.uniform(0, picture.width - width), rng.uniform(0, picture.height - height)
         box = (left, top, min(left + width, picture.width), min(top + height, picture.height))
-        return picture.resize(picture.size, Image.Resampling.BICUBIC, box=box)
+        return resized(picture, picture.size, box=box)
 
 
 class Affine(PictureChange):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from zoo.data.images import open_image
 from zoo.data.pairs import Record
+from zoo.data.processors.image_arrays import resized
 from zoo.errors import SampleError
 
 QUALITY = 92
@@ -39,7 +40,7 @@ def _picture(record: Record, image_size: int | None) -> tuple[str, bytes]:
     shorter = min(opened.size)
     if image_size is not None and shorter > image_size:
         width, height = (max(1, round(side * image_size / shorter)) for side in opened.size)
-        return "jpg", _encoded(opened.resize((width, height), Image.Resampling.LANCZOS), "JPEG", quality=QUALITY)
+        return "jpg", _encoded(resized(opened, (width, height), Image.Resampling.LANCZOS), "JPEG", quality=QUALITY)
     with Image.open(io.BytesIO(content)) as header:
         kind = _KEPT.get(header.format or "")
     return (kind, content) if kind else ("png", _encoded(opened, "PNG"))

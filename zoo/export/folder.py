@@ -21,6 +21,7 @@ import torch
 
 import zoo
 from zoo.bundle import versions, whole_or_nothing
+from zoo.data.processors import image_arrays
 from zoo.errors import RecipeError, ZooError
 from zoo.export.golden import ITEMS, write_golden
 from zoo.export.onnx import OPSETS, run_torch
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from zoo.embedder import Embedder
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+_IMAGES = "image_arrays.py"
+FORMAT = 2
+"""1: the file of the processor stood alone; `embed.py` opened images by itself."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def export_embedder(
         verified = export_all(graphs, partial, tolerance, opset, report)
         processor = embedder.processor.export(partial)
         shutil.copyfile(runtime_source(), partial / "embed.py")
+        shutil.copyfile(image_arrays.__file__, partial / _IMAGES)
         write_golden(embedder, partial, report, probabilistic(graphs))
         manifest = _manifest(embedder, graphs, verified, processor, opset, tolerance)
         (partial / "README.md").write_text(readme(manifest), "utf-8")
@@ -161,6 +165,7 @@ def _manifest(
         "tolerance": tolerance,
         "graphs": {graph.name: _graph(graph, verified[graph.name]) for graph in graphs},
         "processor": dict(processor),
+        "images": _IMAGES,
         "golden": ITEMS,
         "versions": versions() | {name: metadata.version(name) for name in ("onnx", "onnxscript", "onnxruntime")},
     }

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FOLDER = "golden"
 ITEMS = f"{FOLDER}/items.json"
-_SCENE, _BADGE = f"{FOLDER}/scene.png", f"{FOLDER}/badge.png"
+_SCENE, _BADGE, _TOWER = (f"{FOLDER}/{name}.png" for name in ("scene", "badge", "tower"))
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ _ITEMS = (
     _Golden("text with instruction", "query", "a red cat", instruction="Find a picture of this."),
     _Golden("picture", "document", images=(_SCENE,)),
     _Golden("picture with transparency and instruction", "query", images=(_BADGE,), instruction="What shape is it?"),
+    _Golden("tall picture", "document", images=(_TOWER,)),
     _Golden("two pictures and text", "document", "a scene and a badge", (_SCENE, _BADGE)),
 )
 _PLACES = (
@@ -57,6 +58,7 @@ def write_golden(embedder: Embedder, folder: Path, report: Callable[[str], None]
     (folder / FOLDER).mkdir()
     draw_scene().save(folder / _SCENE)
     draw_badge().save(folder / _BADGE)
+    draw_tower().save(folder / _TOWER)
     written = []
     for golden in _ITEMS + (_PLACES if getattr(embedder.processor, "places", False) else ()):
         images = tuple(folder / image for image in golden.images)
@@ -112,3 +114,16 @@ def draw_badge() -> Image.Image:
     draw.ellipse((4, 20, 44, 60), fill=(30, 60, 200, 160))
     draw.rectangle((20, 4, 28, 76), fill=(250, 210, 0, 255))
     return picture
+
+
+def draw_tower() -> Image.Image:
+    """An RGB image, much higher than wide and full of hard edges: what it becomes tells which side was resized first."""
+    tower = Image.new("RGB", (64, 200), (240, 240, 235))
+    draw = ImageDraw.Draw(tower)
+    for row in range(40):
+        for column in range(13):
+            if (row * 7 + column * 5) % 11 < 5:
+                draw.rectangle(
+                    (column * 5, row * 5, column * 5 + 3, row * 5 + 3), fill=(row * 6, 20, 255 - column * 19)
+                )
+    return tower

@@ -1,8 +1,8 @@
 """Pixels and tokens of a dual encoder, in numpy.
 
 This file is the whole preparation of the model's input: training uses it through `DualProcessor`, and `zoo export` copies
-it, as it stands, beside the exported graphs. It therefore imports nothing but numpy, Pillow and tokenizers, and ftfy where
-a model's text is cleaned with it.
+it, as it stands, beside the exported graphs. It therefore imports nothing but numpy, Pillow and tokenizers, ftfy where a
+model's text is cleaned with it, and `image_arrays`, which lies beside it in both places.
 
 Shapes: R rows, I pictures of all rows, T texts of all rows, P places of all rows, L tokens.
 """
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from .image_arrays import resized
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -66,7 +68,7 @@ class Picture:
         return np.asarray(scaled.crop((left, top, left + side, top + side)))
 
     def _scaled(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        return image if image.size == (width, height) else image.resize((width, height), _FILTERS[self.interpolation])
+        return resized(image, (width, height), _FILTERS[self.interpolation])
 
     def pixels(self, images: Sequence[Image.Image]) -> np.ndarray[Any, Any]:
         """RGB pictures -> (I, 3, size, size) float32, normalised."""

@@ -1,7 +1,8 @@
 """Prompt, tokens, patches and positions of a Qwen2-VL style encoder, in numpy.
 
 This file is the whole geometry of the model's input: training uses it through `VlmProcessor`, and `zoo export` copies it,
-as it stands, beside the exported graphs. It therefore imports nothing but numpy, Pillow and tokenizers.
+as it stands, beside the exported graphs. It therefore imports nothing but numpy, Pillow and tokenizers, and
+`image_arrays`, which lies beside it in both places.
 
 Shapes: R rows, T tokens, I images of all rows, P patches of an image (padded), C values of a patch.
 """
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
+
+from .image_arrays import resized
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -141,7 +144,7 @@ class Pixels:
 
     def _resized(self, image: Image.Image) -> Image.Image:
         height, width = self.size(image.height, image.width)
-        return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+        return resized(image, (width, height))
 
     def patches(self, image: Image.Image) -> tuple[np.ndarray[Any, Any], tuple[int, int]]:
         """An RGB picture -> its patches (P, C) in merge-block order, and the grid (rows, columns) in patches."""
