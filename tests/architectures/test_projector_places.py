@@ -19,11 +19,11 @@ from zoo.data.processors.dual_arrays import Caption, Picture
 from zoo.embedder import Embedder
 from zoo.errors import RecipeError, SampleError, WeightsError
 from zoo.export.folder import export_embedder
-from zoo.nn.adapters import start_from
 from zoo.nn.backbones.geoclip_place import GeoClipPlace
 from zoo.nn.backbones.timm_image import TimmImage
 from zoo.nn.backbones.transformers_text import TransformersText
 from zoo.nn.heads import Projection
+from zoo.nn.start import start_from
 from zoo.objectives.infonce import InfoNCE
 from zoo.types import Item, Sample
 

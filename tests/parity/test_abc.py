@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoo.convert.transformers_folder import load_folder
 from zoo.loading import build_model, converter
-from zoo.nn.adapters import start_from
+from zoo.nn.start import start_from
 from zoo.types import Batch, Encoded, Item, Sample
 from zoo.weights import load_strictly
 

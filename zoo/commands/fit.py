@@ -113,7 +113,7 @@ class ZooCLI(LightningCLI):
                 partial.write_text(yaml.safe_dump(self._merged(), sort_keys=False, allow_unicode=True), "utf-8")
         if settings.start and settings.ckpt_path is None:
             from zoo.loading import load
-            from zoo.nn.adapters import start_from
+            from zoo.nn.start import start_from
 
             start_from(self.model, load(settings.start, device="cpu").module, settings.start, settings.start_fresh)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -62,6 +62,8 @@ class Lora:
                 f"lora targets '{self.targets}' match no layer; linear layers are {linear[:8]} ..."
             ) from error
         self._layers = [part for part in model.modules() if isinstance(part, LoraLayer)]
+        for layer in self._layers:
+            layer.gated = self.when != "always"  # type: ignore[assignment]  # a mark for `gated_layers`
 
     @contextmanager
     def gated(self, instructed: Tensor) -> Iterator[None]:
@@ -110,23 +112,6 @@ def beneath_adapters(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dic
     return placed, kept
 
 
-def start_from(model: nn.Module, other: nn.Module, source: str, fresh: Sequence[str] = ()) -> None:
-    """Give `model` the weights of `other`, from which a further stage of training starts (ABC's second stage).
-
-    The adapters of `other` become part of its weights, in place; those of `model` stay fresh, so both give the same
-    vectors afterwards. The two must agree in everything else, except for parts named in `fresh`, which `other` lacks: they
-    stay as they are (the head of a modality that is added to a trained space).
-
-    Raises:
-        WeightsError: they do not agree; `source` names `other` in the message. RecipeError: `fresh` names no part.
-    """
-    from zoo.weights import load_strictly
-
-    merge_adapters(other)
-    state, kept = beneath_adapters(other.state_dict(), model)
-    for name in fresh:
-        new = {key for key in model.state_dict() if key == name or key.startswith(f"{name}.")}
-        if not new:
-            raise RecipeError(f"`start_fresh` names '{name}', but the model has no such part")
-        kept |= new
-    load_strictly(model, state, source, kept)
+def gated_layers(model: nn.Module) -> dict[str, dict[str, float]]:
+    """Name of every layer whose adapter acts on some rows only -> its scales: merged, it would act on all rows."""
+    return {name: dict(part.scaling) for name, part in model.named_modules() if getattr(part, "gated", False)}

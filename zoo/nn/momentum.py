@@ -24,6 +24,13 @@ class Momentum(nn.Module):
         self.momentum = momentum
 
     @torch.no_grad()
+    def restart(self, model: nn.Module) -> None:
+        """Become a copy of `model` as it is now, which has got other weights than those it was made with."""
+        now: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, slow in (*self.model.named_parameters(), *self.model.named_buffers()):
+            slow.copy_(now[name])
+
+    @torch.no_grad()
     def follow(self, model: nn.Module) -> None:
         """Move towards the model's parameters, and take its buffers. Frozen ones are equal already."""
         fast: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}

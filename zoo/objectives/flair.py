@@ -63,6 +63,7 @@ class Flair(nn.Module, Objective):
         super().__init__()
         self.pooling = pooling
         self.temperature = Temperature(temperature, learn, max_scale)
+        self.learn = learn
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learn != "no")
         self.duplicates = duplicates
         self.pictures, self.texts = views

@@ -74,6 +74,7 @@ class PCME(nn.Module, Objective):
         super().__init__()
         if samples < 1:
             raise RecipeError(f"PCME draws at least one sample of a distribution, not {samples}")
+        self.learn = learn
         self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=learn != "no")
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learn != "no")
         self.samples = samples

@@ -61,6 +61,7 @@ class PCMEPP(nn.Module, Objective):
         views: tuple[str, str] = ("query", "target"),
     ) -> None:
         super().__init__()
+        self.learn = learn
         self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=learn != "no")
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learn != "no")
         self.pseudo_positives = pseudo_positives

@@ -76,6 +76,7 @@ class ProLIP(nn.Module, Objective):
     ) -> None:
         super().__init__()
         self.temperature = Temperature(temperature, learn, max_scale)
+        self.learn = learn
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learn != "no")
         self.inclusions: list[tuple[str, str, float]] = [(str(a), str(b), float(w)) for a, b, w in inclusions if w]
         self.inclusion_scale = inclusion_scale

@@ -49,6 +49,7 @@ class SigLIP(nn.Module, Objective):
         super().__init__()
         self.mean = mean
         self.temperature = Temperature(temperature, learn, max_scale)
+        self.learn = learn
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learn != "no")
         self.duplicates = duplicates
         self.query, self.target = views
