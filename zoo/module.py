@@ -68,6 +68,7 @@ class EmbeddingModule(LightningModule):
         self.freeze_patterns = tuple(freeze)
         self.rates = dict(rates or {})
         self._frozen_parts: list[nn.Module] = []
+        self._begun: int | None = None
 
     # ---- what an architecture writes ----------------------------------------------------------------------------
 
@@ -129,6 +130,10 @@ class EmbeddingModule(LightningModule):
             raise RecipeError(f"{type(self).__name__} has no objective; fitting needs one (model.init_args.objective)")
         _read_pretrained(self.modules())
         self.apply_freeze()
+        # data-parallel training would send these to all processes in every step
+        self._ddp_params_and_buffers_to_ignore = [
+            f"{prefix}.{name}" for prefix, part in self.named_modules() for name in getattr(part, "not_broadcast", ())
+        ]
 
     def apply_freeze(self) -> None:
         """Switch gradients off where `freeze` matches. RecipeError for a pattern that matches nothing."""
@@ -155,6 +160,19 @@ class EmbeddingModule(LightningModule):
         for part in self._frozen_parts:
             part.eval()
         return self
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Where an optimizer step begins, say so. With `accumulate_grad_batches` several batches make one step."""
+        if self._begun != self.global_step:
+            self._begun = self.global_step
+            self.begin_step(self.global_step)
+
+    def begin_step(self, step: int) -> None:
+        """Tell every part that has a method `anneal` which optimizer step begins, counted from 0."""
+        for part in self.modules():
+            anneal = getattr(part, "anneal", None)
+            if callable(anneal):
+                anneal(step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Encode all views, gather over ranks, ask the objective."""

@@ -141,6 +141,7 @@ def test_the_slow_copy_follows_and_is_not_trained() -> None:
             if not name.startswith("slow."):
                 p.add_(1.0)
     batch = module.processor(example_samples())
+    module.begin_step(0)
     encoded = module._encoded(batch)
     after = dict(module.slow.model.named_parameters())
     assert len(before) > 10 and not any(name.startswith(("objective", "slow")) for name in before)

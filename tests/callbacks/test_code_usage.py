@@ -1,4 +1,4 @@
-"""The use of shared codes, measured while training; and settings that change with the step."""
+"""The use of shared codes, measured while training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.callbacks.annealing import Annealing
 from zoo.callbacks.code_usage import CodeUsage
 from zoo.errors import RecipeError
 from zoo.metrics.codes import active_codes, shared_codes
@@ -54,15 +53,11 @@ def test_logs_at_its_steps_and_leaves_random_numbers_alone() -> None:
     assert model.logged["train/codes/query"] == model.logged["train/codes/target"] >= 1
     assert model.logged["train/codes/shared"] == 1 > model.logged["train/codes/unrelated"]
     assert not model.shared.activation._forward_hooks
+    model.logged.clear()
+    callback.on_train_batch_end(SimpleNamespace(global_step=10), model, None, batch, 0)
+    assert not model.logged  # another batch of the same step
 
 
 def test_models_without_codes_are_refused() -> None:
     with pytest.raises(RecipeError, match="shared codes"):
         CodeUsage().on_fit_start(None, nn.Linear(2, 2))
-
-
-def test_annealing_tells_every_part_the_step() -> None:
-    model = nn.ModuleList([FiniteDiscreteTokens(8, 4, 8.0, decay=0.5, decay_every=10) for _ in range(2)])
-    for step in (0, 10, 15):
-        Annealing().on_train_batch_start(SimpleNamespace(global_step=step), model, None, 0)
-    assert [float(part.temperature) for part in model] == [4.0, 4.0]

@@ -6,7 +6,7 @@ searched for ever. Papers differ in towers, heads, objectives and data, not here
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +67,23 @@ class DualEncoder(EmbeddingModule):
         self.shared = shared
         self.tokens = tokens
         self.mixing, self.masking = mixing, masking
-        self.slow = None if momentum is None else Momentum(self, momentum)
-        if self.slow is not None:
+        self.slow: Momentum | None = None  # the copy has none itself
+        if momentum is not None:
+            self.slow = Momentum(self, momentum)
             self.slow.model.objective, self.slow.model.processor = None, self.processor
+
+    def train(self, mode: bool = True) -> Self:
+        """As of every architecture; parts of the slow copy are in the modes of the model's own."""
+        super().train(mode)
+        if self.slow is not None:
+            self.slow.take_modes(self)
+        return self
+
+    def begin_step(self, step: int) -> None:
+        """As of every architecture; the slow copy follows, once per step of the optimizer."""
+        super().begin_step(step)
+        if self.slow is not None:
+            self.slow.follow(self)
 
     def encode(self, inputs: Inputs) -> Embedding:
         """Inputs as `DualArrays.__call__` names them, R rows -> Embedding (R, E)."""
@@ -98,7 +112,6 @@ class DualEncoder(EmbeddingModule):
         encoded = super()._encoded(masked)
         if self.slow is None:
             return encoded
-        self.slow.follow(self)
         with torch.no_grad():
             slow = {f"{name}_momentum": self.slow.model.embed(inputs) for name, inputs in batch.views.items()}
         encoded.views |= slow

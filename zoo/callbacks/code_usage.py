@@ -18,7 +18,7 @@ class CodeUsage(Callback):
     of their codes that both use, `train/codes/shared`, beside that of two different samples, `train/codes/unrelated`.
 
     Args:
-        every: steps between measurements; each costs a forward pass.
+        every: optimizer steps between measurements; each costs a forward pass.
         views: the two sides.
 
     Raises:
@@ -27,6 +27,7 @@ class CodeUsage(Callback):
 
     def __init__(self, every: int = 50, views: tuple[str, str] = ("query", "target")) -> None:
         self.every, self.views = every, views
+        self._measured: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse other models."""
@@ -35,9 +36,10 @@ class CodeUsage(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Measure on the batch of the step."""
-        if trainer.global_step % self.every:
+        """Measure on a batch of the step."""
+        if trainer.global_step % self.every or trainer.global_step == self._measured:
             return
+        self._measured = trainer.global_step
         weights = {view: _weights(pl_module, batch, view) for view in self.views}
         for view, found in weights.items():
             pl_module.log(f"train/codes/{view}", active_codes(found), batch_size=len(found))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 class Momentum(nn.Module):
     """Copy whose parameters are exponential moving averages: slow = m slow + (1 - m) fast. It gets no gradient, so it is
-    in no optimizer; it is saved with the model.
+    in no optimizer; it is saved with the model. One that is frozen in the model is equal in the copy.
 
     Args:
         model: is copied as it is now.
@@ -32,9 +32,15 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def follow(self, model: nn.Module) -> None:
-        """Move towards the model's parameters, and take its buffers. Frozen ones are equal already."""
+        """Move towards the model's parameters, and take its buffers."""
         fast: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name, slow in self.model.named_parameters():
             slow.lerp_(fast[name].to(slow.dtype), 1 - self.momentum)
         for name, buffer in self.model.named_buffers():
             buffer.copy_(fast[name])
+
+    def take_modes(self, model: nn.Module) -> None:
+        """Put every part into the mode of the model's: what is frozen there is in evaluation mode while the rest trains."""
+        modes = {name: part.training for name, part in model.named_modules()}
+        for name, part in self.model.named_modules():
+            part.training = modes[name]

@@ -33,6 +33,7 @@ class WordEmbeddings(nn.Module):
         or one of another shape.
     """
 
+    not_broadcast = ("vectors", "prior")  # every process reads the same
     vectors: Tensor
     prior: Tensor
 

@@ -1,4 +1,4 @@
-"""Random numbers of a training step that are the same on all ranks and come again after resuming."""
+"""Random numbers of a training batch that are the same on all ranks and come again after resuming."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 
 class Draws(nn.Module):
-    """Counts training steps (the count is saved with the weights) and draws by that count.
+    """Counts training batches (the count is saved with the weights) and draws by that count: where several batches make one
+    optimizer step, each has its own draw, as in the official codes.
 
     The global generator will not do where all ranks must agree: each has a seed of its own. It is left untouched.
 
@@ -35,12 +36,12 @@ class Draws(nn.Module):
     def normal(self, shape: Sequence[int], like: Tensor, stream: int = 0) -> Tensor:
         """Standard normal numbers, of the type and on the device of `like`.
 
-        Ranks agree where their devices are of one kind. `stream` tells several draws of one step apart.
+        Ranks agree where their devices are of one kind. `stream` tells several draws for one batch apart.
         """
         generator = torch.Generator(like.device).manual_seed((self.seed * 1_000_003 + int(self.step)) * 16 + stream)
         return torch.randn(*shape, generator=generator, dtype=like.dtype, device=like.device)
 
     def advance(self) -> None:
-        """The next step draws anew; nothing happens outside of training."""
+        """The next batch draws anew; nothing happens outside of training."""
         if self.training:
             self.step += 1

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 class MomentumQueue(nn.Module):
     """The last `size` rows of one view: vectors and content keys, saved with the weights.
 
-    Every rank puts the rows of all ranks in, so all hold the same.
+    Every process puts in the rows that its loss sees: all hold the same, or with `gather_group` each group holds its own.
+    A checkpoint has what the first process holds. Where several batches make one optimizer step, each is put in.
 
     Args:
         size: rows.
         dim: E.
     """
 
+    not_broadcast = ("vectors", "keys", "pointer", "filled")
     vectors: Tensor
     keys: Tensor
     pointer: Tensor

@@ -33,7 +33,7 @@ class MomentumDistillation(nn.Module, Objective):
     Args:
         dim: width of the embeddings. queue_size: rows kept per view (official: 65,536).
         temperature: start value. learn, max_scale, limits: as in `InfoNCE` (official: "linear", held between 0.001 and 0.5).
-        alpha: a. ramp_steps: a grows from 0 to `alpha` over so many training steps (official: the first epoch).
+        alpha: a. ramp_steps: a grows from 0 to `alpha` over so many optimizer steps (official: the first epoch).
         duplicates: "mask" leaves out columns as right as the own one, older copies in the queue among them; "keep" is
             official.
         views: names of the two sides.
@@ -78,10 +78,13 @@ class MomentumDistillation(nn.Module, Objective):
         loss = self._share(local, everyone, self.query, self.target, scale, alpha)
         loss = (loss + self._share(local, everyone, self.target, self.query, scale, alpha)) / 2
         if self.training:
-            self.steps += 1
             for name, queue in self.queues.items():
                 queue.put(momentum(everyone, name), everyone.keys[name])  # type: ignore[operator]
         return {"loss": loss, "temperature": (1 / scale).detach(), "alpha": scale.new_tensor(alpha)}
+
+    def anneal(self, step: int) -> None:
+        """Set how far the ramp is: optimizer step `step` begins."""
+        self.steps.fill_(step)
 
     def _share(self, local: Encoded, everyone: Encoded, rows: str, columns: str, scale: Tensor, alpha: float) -> Tensor:
         old, old_keys = self.queues[columns].held()  # type: ignore[operator]
@@ -118,7 +121,7 @@ class SoftenedInfoNCE(nn.Module, Objective):
 
     Args:
         temperature, learn, max_scale: as in `InfoNCE`.
-        softness: e (0.2: ours). ramp_steps: training steps until it is reached; 0 = from the start.
+        softness: e (0.2: ours). ramp_steps: optimizer steps until it is reached; 0 = from the start.
         views: names of the two sides.
 
     Use with: dual encoders, projectors; noisy pairs. Relations: `softness` 0 is InfoNCE, symmetric, with duplicates kept:
@@ -150,9 +153,11 @@ class SoftenedInfoNCE(nn.Module, Objective):
         scale, softness = self.temperature(), ramp(self.softness, int(self.steps), self.ramp_steps)
         loss = self._share(local, everyone, self.query, self.target, scale, softness)
         loss = (loss + self._share(local, everyone, self.target, self.query, scale, softness)) / 2
-        if self.training:
-            self.steps += 1
         return {"loss": loss, "temperature": (1 / scale).detach(), "softness": scale.new_tensor(softness)}
+
+    def anneal(self, step: int) -> None:
+        """Set how far the ramp is: optimizer step `step` begins."""
+        self.steps.fill_(step)
 
     @staticmethod
     def _share(local: Encoded, everyone: Encoded, rows: str, columns: str, scale: Tensor, softness: float) -> Tensor:
