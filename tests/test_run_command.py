@@ -11,37 +11,15 @@ import pytest
 import torch
 import toy
 import yaml
-from PIL import Image
 
 import zoo
 from zoo import catalog, cli
 
-COLOURS = {"red": (200, 10, 10), "green": (10, 200, 10), "blue": (10, 10, 200)}
-
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A toy recipe over three folders of one-coloured pictures."""
     monkeypatch.chdir(tmp_path)
-    for word, colour in COLOURS.items():
-        (tmp_path / "pictures" / word).mkdir(parents=True)
-        for shade in (1.0, 0.8):
-            picture = Image.new("RGB", (8, 8), tuple(int(c * shade) for c in colour))
-            picture.save(tmp_path / "pictures" / word / f"{shade}.png")
-    folder = {"path": "pictures", "captions": "folder"}
-    task = {"class_path": "ImageFolderTasks", "init_args": {**folder, "which": ["image_to_text"], "name": "colours"}}
-    raw = toy.recipe(tmp_path, objective={"class_path": "InfoNCE", "init_args": {"temperature": 0.1}})
-    data = {
-        "train": [{"class_path": "ImageFolder", "init_args": folder}],
-        "val": [task],
-        "test": [task],
-        "batch_size": 3,
-    }
-    raw["data"] = {"class_path": "EmbeddingData", "init_args": data}
-    raw["trainer"] = {"accelerator": "cpu", "max_steps": 2, "max_epochs": -1, "enable_progress_bar": False}
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(raw, sort_keys=False), "utf-8")
-    return path
+    return toy.fit_recipe(tmp_path)
 
 
 def run(*arguments: object) -> int:
@@ -134,7 +112,7 @@ def test_predict_writes_the_vectors_of_the_checkpoint(recipe: Path, capsys: pyte
     rows = {row["id"]: row for row in pq.read_table(path).to_pylist()}
     model = zoo.load(f"path:{last}")
     assert len(rows) == 6 + 3  # pictures and words
-    words = sorted(COLOURS)
+    words = sorted(toy.COLOURS)
     for number, word in enumerate(words):
         assert rows[f"c:{number}"]["view"] == "target"
         assert np.allclose(rows[f"c:{number}"]["vector"], model.encode(word), atol=1e-6)

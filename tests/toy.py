@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from lightning.pytorch import Callback, Trainer
+from PIL import Image
 from torch import nn
 
 from zoo.data.images import open_image
@@ -21,6 +23,7 @@ from zoo.module import EmbeddingModule
 from zoo.types import Batch, Embedding, Inputs, Item, Sample
 from zoo.weights import fetch_folder, load_strictly, read_state
 
+COLOURS = {"red": (200, 10, 10), "green": (10, 200, 10), "blue": (10, 10, 200)}
 WORDS = ["red", "green", "blue", "cat", "dog", "find"]
 
 
@@ -86,6 +89,29 @@ def recipe(folder: Path, **init_args: Any) -> dict[str, Any]:
         "card": {"title": "A toy", "family": "toys", "license": "Apache-2.0"},
         "model": {"class_path": "toy.ToyEncoder", "init_args": {"processor": processor, **init_args}},
     }
+
+
+def fit_recipe(folder: Path) -> Path:
+    """The file of a toy recipe that trains for two steps on three folders of one-coloured images; run it in `folder`."""
+    for word, colour in COLOURS.items():
+        (folder / "pictures" / word).mkdir(parents=True)
+        for shade in (1.0, 0.8):
+            image = Image.new("RGB", (8, 8), tuple(int(c * shade) for c in colour))
+            image.save(folder / "pictures" / word / f"{shade}.png")
+    images = {"path": "pictures", "captions": "folder"}
+    task = {"class_path": "ImageFolderTasks", "init_args": {**images, "which": ["image_to_text"], "name": "colours"}}
+    raw = recipe(folder, objective={"class_path": "InfoNCE", "init_args": {"temperature": 0.1}})
+    data = {
+        "train": [{"class_path": "ImageFolder", "init_args": images}],
+        "val": [task],
+        "test": [task],
+        "batch_size": 3,
+    }
+    raw["data"] = {"class_path": "EmbeddingData", "init_args": data}
+    raw["trainer"] = {"accelerator": "cpu", "max_steps": 2, "max_epochs": -1, "enable_progress_bar": False}
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False), "utf-8")
+    return path
 
 
 def build(folder: Path, seed: int = 0, **init_args: Any) -> ToyEncoder:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from zoo.card import card_text
-from zoo.errors import RecipeError, WeightsError, ZooError
+from zoo.errors import NonFiniteError, RecipeError, WeightsError, ZooError
 from zoo.recipe import read_mapping, read_recipe
 from zoo.weights import read_state, sha256
 
@@ -93,8 +93,8 @@ def write_bundle(
             scalars stay as they are, they weigh nothing and a temperature loses by rounding. None = as they are.
 
     Raises:
-        ZooError: the folder exists and is no bundle. WeightsError: no space left, or not writable; then nothing is
-            left behind.
+        ZooError: the folder exists and is no bundle. NonFiniteError: weights that are not finite. WeightsError: no space
+            left, or not writable; then nothing is left behind.
     """
     place = Path(folder).expanduser().absolute()
     if place.exists() and not is_bundle(place) and (place.is_file() or any(place.iterdir())):
@@ -102,6 +102,8 @@ def write_bundle(
     name = name or (recipe.stem if isinstance(recipe, Path) else place.name)
     parsed = read_recipe(recipe).raw if isinstance(recipe, Path) else dict(recipe)
     tensors = _tensors(module, dtype)
+    if broken := [key for key in module.not_finite(tensors) if not key.startswith("objective.")]:
+        raise NonFiniteError(f"no bundle was written to {place}: the weights are not finite, first {broken[:3]}")
     with whole_or_nothing(place, sum(t.nbytes for t in tensors.values())) as partial:
         from safetensors.torch import save_file
 

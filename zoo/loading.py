@@ -283,6 +283,11 @@ def _fill(
     may_miss = {key for key in missing if key.startswith(_OBJECTIVE)}
     may_miss |= _read_frozen(module, missing - may_miss, base, local)
     load_strictly(module, kept, source, may_miss)
+    loaded = module.state_dict()
+    if broken := module.not_finite({key: loaded[key] for key in kept if not key.startswith(_OBJECTIVE)}):
+        dtype = str(loaded[broken[0]].dtype).removeprefix("torch.")
+        others = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise WeightsError(f"the weights from {source} are broken: '{broken[0]}'{others} is not finite in {dtype}")
     return source
 
 

@@ -100,8 +100,25 @@ class EmbeddingModule(LightningModule):
                     "install or name the same version, or train again"
                 )
 
+    def not_finite(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Names in a state dict of this module: parameters with a NaN or infinite value, and buffers with a NaN (masks hold
+        infinities).
+        """
+        parameters = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        return [name for name, value in state.items() if not _is_finite(value, infinities=name not in parameters)]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what is kept elsewhere."""
+        """Leave out what is kept elsewhere. NonFiniteError if weights or optimizer states are not finite: then nothing is
+        saved, and the last good checkpoint stays.
+        """
+        broken = [f"'{name}'" for name in self.not_finite(checkpoint["state_dict"])]
+        if "optimizer_states" in checkpoint:
+            broken += self._broken_states()
+        if broken:
+            raise NonFiniteError(
+                f"after step {self.global_step} {', '.join(broken[:3])}{' and more' * (len(broken) > 3)} are not finite, so "
+                "nothing was saved: lower the learning rate, and start from the last good checkpoint or anew"
+            )
         left_out = tuple(f"{name}." for name in self.kept_elsewhere())
         if left_out:
             state = checkpoint["state_dict"]
@@ -109,12 +126,25 @@ class EmbeddingModule(LightningModule):
             checkpoint["kept_elsewhere"] = self.digests_elsewhere()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put back what is kept elsewhere. WeightsError if it changed meanwhile."""
+        """Put back what is kept elsewhere. WeightsError if it changed meanwhile, or if weights are not finite."""
+        if broken := self.not_finite(checkpoint["state_dict"]):
+            raise WeightsError(f"the checkpoint's weights are not finite, first {broken[:3]}; take an earlier one")
         self.check_elsewhere(checkpoint.get("kept_elsewhere", {}), "the checkpoint")
         left_out = tuple(f"{name}." for name in self.kept_elsewhere())
         if left_out:
             own = {key: value for key, value in self.state_dict().items() if key.startswith(left_out)}
             checkpoint["state_dict"] = own | checkpoint["state_dict"]
+
+    def _broken_states(self) -> list[str]:
+        """What the optimizers remember and is not finite."""
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.named_parameters()}
+        return [
+            f"{key} of '{names[parameter]}'"
+            for optimizer in self.trainer.optimizers
+            for parameter, state in optimizer.state.items()
+            for key, value in state.items()
+            if isinstance(value, Tensor) and not _is_finite(value)
+        ]
 
     # ---- fitting ------------------------------------------------------------------------------------------------
 
@@ -185,7 +215,7 @@ class EmbeddingModule(LightningModule):
             raise NonFiniteError(
                 f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}); "
                 f"its samples are {_named(batch.ids)}. This step changed no weights: lower the learning rate or "
-                "look at these samples, then go on from a checkpoint, if one was saved, or start again"
+                "look at these samples, then start from the last checkpoint, if one was saved, or anew"
             )
         size = len(batch.ids)
         for name, value in losses.items():
@@ -313,6 +343,12 @@ class EmbeddingModule(LightningModule):
 
 
 _PARTS = tuple(part.name for part in fields(Embedding))
+
+
+def _is_finite(value: Tensor, infinities: bool = False) -> bool:
+    if not value.is_floating_point():
+        return True
+    return bool((~torch.isnan(value) if infinities else torch.isfinite(value)).all())
 
 
 def _read_pretrained(parts: Iterable[nn.Module]) -> None:

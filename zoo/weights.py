@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -175,6 +176,22 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    import torch
+
+    content = read_torch(path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise WeightsError(f"{path} holds no table of tensors")
+    return content
+
+
+def read_torch(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU; never by unpickling.
+
+    Raises:
+        WeightsError: it can't be read, is damaged, or would have to be unpickled.
+    """
     import pickle
 
     import torch
@@ -185,19 +202,16 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             "take the same weights as safetensors: `zoo show open_clip:CONFIG.TAG` names the repository that has them"
         )
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what follows says enough
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds pickled Python objects, which could run code and are never loaded here; "
-            f"convert it to safetensors where you trust it ({_first_line(error)})"
+            f"{path} is no torch file, is damaged, or holds pickled Python objects, which could run code and are never "
+            f"loaded here; take another copy, or convert it to safetensors where you trust it"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes fail anywhere in torch's reader, with errors of any kind
         raise WeightsError(f"{path} is damaged or no torch file: {_first_line(error)}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise WeightsError(f"{path} holds no table of tensors")
-    return content
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "module": {"data", "distributed", "nn", "objectives"},
     "architectures": {"data", "module", "nn", "objectives", "registry"},
     "latents": {"ahead", "data", "nn", "progress"},
-    "callbacks": {"data", "distributed", "files", "latents", "machine", "metrics", "progress"},
+    "callbacks": {"data", "distributed", "files", "latents", "machine", "metrics", "progress", "weights"},
     # use
     "comparison": {"callbacks", "catalog", "files", "metrics", "progress", "recipe"},
     "bundle": {"card", "recipe", "weights"},

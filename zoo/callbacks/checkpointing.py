@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from zoo.callbacks.checkpoint_files import CheckpointFiles
+from zoo.errors import NonFiniteError, WeightsError
 
 _STEP_STRIDE = 1_000_003  # a prime: (seed, step, rank) -> seed of that step, without collisions in practice
 
@@ -21,8 +25,8 @@ class ResumableCheckpoint(ModelCheckpoint):
     numbers inside the model: every training step starts from a seed made of (`seed`, step, rank), so no generator state
     has to survive. `--ckpt_path last` picks the file up; on the CPU the weights come out bit-equal to an unbroken run.
 
-    The file appears by rename, so a kill while saving leaves the previous one. After a loss or gradient that is not
-    finite nothing is saved: the last good checkpoint stays.
+    All checkpoints of its Trainer are written whole or not at all (`CheckpointFiles`), so a kill while saving leaves the
+    previous file. Weights or optimizer states that are not finite are never saved: the last good checkpoint stays.
     """
 
     def __init__(self, dirpath: str | Path = "checkpoints", every_n_train_steps: int = 50, seed: int = 0) -> None:
@@ -34,6 +38,21 @@ class ResumableCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.seed = seed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have all checkpoints of this Trainer written and read safely, unless it was given another way to do so."""
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = CheckpointFiles()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """WeightsError if fitting can't go on from it."""
+        if trainer.state.fn == "fit" and not {"optimizer_states", "lr_schedulers"} <= checkpoint.keys():
+            path = trainer.ckpt_path
+            raise WeightsError(
+                f"{path} holds weights only, and no run can go on from that: give a last.ckpt, or start a new run from "
+                f"these weights (--start path:{path})"
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Fix the random numbers of this step."""
@@ -64,7 +83,13 @@ class ResumableCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say where to go on from; a checkpoint is not written here, its state could be half of a step."""
         last = Path(str(self.dirpath)) / "last.ckpt"
-        if isinstance(exception, SIGTERMException | KeyboardInterrupt) and last.exists():
+        if not last.exists():
+            return
+        if isinstance(exception, NonFiniteError):
+            print(
+                f"\nthe last good checkpoint is {last}; start from its weights, with other settings: --start path:{last}"
+            )
+        if isinstance(exception, SIGTERMException | KeyboardInterrupt):
             print(f"\nstopped at step {trainer.global_step}; go on with the same command and --ckpt_path last ({last})")
 
 
@@ -86,6 +111,7 @@ class BestCheckpoint(ModelCheckpoint):
             monitor=monitor,
             mode="max",
             save_weights_only=True,
+            save_on_train_epoch_end=False,  # or Lightning would wait for the end of the epoch, and not save here
             enable_version_counter=False,
         )
         self.wanted = monitor

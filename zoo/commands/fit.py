@@ -6,9 +6,9 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, Trainer
@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from zoo.bundle import write_bundle
+from zoo.callbacks.checkpoint_files import CheckpointFiles
 from zoo.callbacks.checkpointing import BestCheckpoint, ResumableCheckpoint
 from zoo.callbacks.evaluation import RetrievalEvaluation
 from zoo.callbacks.history import History
@@ -65,6 +66,9 @@ class ZooCLI(LightningCLI):
             options = [option for action in self._parser(args[0])._actions for option in action.option_strings]
             raise explain(error, _recipe_of(args), options) from error
 
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint says nothing about the recipe; Lightning would build whatever class it names."""
+
     def before_instantiate_classes(self) -> None:
         """Fill in what follows from the recipe's name: where the run writes, and its loggers."""
         settings = self.config[self.subcommand]
@@ -74,7 +78,7 @@ class ZooCLI(LightningCLI):
             Card.of(settings.card, str(self.recipe))  # now, not when the bundle is written
             self._given = settings.clone()  # before machine paths come in
         run_dir = Path(settings.run_dir or Path("runs") / self.recipe.stem)
-        _check_checkpoint(settings.ckpt_path, run_dir / "checkpoints")
+        settings.ckpt_path = _checkpoint(settings.ckpt_path, run_dir / "checkpoints", str(self.subcommand))
         if self.subcommand in ("validate", "test"):
             settings.verbose = False  # Lightning's own table of results beside ours
         settings.run_dir = settings.trainer.default_root_dir = settings.report.dirpath = str(run_dir)
@@ -104,6 +108,22 @@ class ZooCLI(LightningCLI):
         """With one progress bar for the whole fit, unless bars are switched off."""
         bar = config.get("enable_progress_bar")
         return super()._instantiate_trainer(config, callbacks if bar is False else [*callbacks, FitProgress()])
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """As Lightning has them, without the option to have checkpoints unpickled."""
+        return {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; what a checkpoint does to Lightning or torch becomes one line."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            if (isinstance(error, ZooError) and not isinstance(error, WeightsError)) or not _restoring(error):
+                raise
+            told = " ".join(str(error).split()) or type(error).__name__
+            path = self.config[subcommand].ckpt_path
+            raise WeightsError(told if path in told else f"{path} can't be restored: {told[:400]}") from error
 
     def before_fit(self) -> None:
         """Write down what is trained; take the weights of `start`, its adapters merged (a checkpoint holds them already)."""
@@ -160,7 +180,7 @@ class ZooCLI(LightningCLI):
         """Write the bundle of the best (or, without validation, the last) weights, and measure them on the test tasks."""
         best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
         if best.best_model_path:
-            checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+            checkpoint = CheckpointFiles().load_checkpoint(best.best_model_path)
             self.model.on_load_checkpoint(checkpoint)
             self.model.load_state_dict(checkpoint["state_dict"])
         run_dir = Path(self.config["fit"].run_dir)
@@ -214,20 +234,26 @@ def _run(subcommand: str, argv: list[str]) -> None:
     )
 
 
-def _check_checkpoint(given: str | None, folder: Path) -> None:
-    """Raise ZooError if a checkpoint is named by a path that is none."""
-    if (
-        given is None
-        or given in ("last", "best")
-        or given.startswith("registry")
-        or "://" in given
-        or Path(given).exists()
-    ):
-        return
+def _checkpoint(given: str | None, folder: Path, subcommand: str) -> str | None:
+    """The file that `--ckpt_path` means: `last` and `best` are those of the run. ZooError if it is not there."""
+    if given is None or given.startswith("registry") or "://" in given:
+        return given
+    path = folder / f"{given}.ckpt" if given in ("last", "best") else Path(given).expanduser()
+    if path.exists():
+        return str(path)
+    if given == "last" and subcommand == "fit":  # so that one command starts a run and goes on with it
+        print(f"there is no {path} yet: training begins at step 0")
+        return None
     there = sorted(str(path) for path in folder.glob("*.ckpt"))
     known = f"; there are {', '.join(there)}" if there else f", and none in {folder}"
-    early = " (best.ckpt is written by the first validation)" if Path(given).name == "best.ckpt" else ""
-    raise ZooError(f"--ckpt_path: there is no {given}{known}{early}")
+    early = " (best.ckpt is written by the first validation)" if path.name == "best.ckpt" else ""
+    raise ZooError(f"--ckpt_path: there is no {path}{known}{early}")
+
+
+def _restoring(error: Exception) -> bool:
+    """Whether it was raised while Lightning restored a checkpoint."""
+    restoring = ("_restore_modules_and_callbacks", "restore_training_state")
+    return any(frame.f_code.co_name in restoring for frame, _ in walk_tb(error.__traceback__))
 
 
 def _recipe_of(args: list[str]) -> str:

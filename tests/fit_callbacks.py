@@ -1,0 +1,55 @@
+"""What can happen to a fit, as callbacks that a recipe may name."""
+
+from __future__ import annotations
+
+import io
+import resource
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+LAST = Path("runs/mine/checkpoints/last.ckpt")
+READ: list[tuple[int, int]] = []  # by `Reader`: (step, what the file of that step says)
+
+
+class Reader(Callback):
+    """Opens every checkpoint when the next step begins, and reads it when the one after has been written."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[int, io.BufferedReader]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        for step, file in self.opened:
+            READ.append((step, torch.load(file, weights_only=True)["global_step"]))
+            file.close()
+        self.opened = [(trainer.global_step, LAST.open("rb"))] if LAST.exists() else []
+
+
+class Crowded(Callback):
+    """From a step on, no file may grow beyond so many bytes, as on a full disk."""
+
+    def __init__(self, after: int, most: int) -> None:
+        self.after, self.most = after, most
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.after:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.most, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+class Overflown(Callback):
+    """After a step, one number of the weights, a buffer or the optimizer's state is not finite any more."""
+
+    def __init__(self, after: int, what: str) -> None:
+        self.after, self.what = after, what
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == self.after:
+            bias = pl_module.linear.bias
+            state = trainer.optimizers[0].state[bias]
+            with torch.no_grad():
+                {"weights": bias, "state": state["exp_avg"], "buffer": pl_module.mean}[self.what][1] = torch.nan
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.register_buffer("mean", torch.full((4,), -torch.inf))  # as a mask is
