@@ -164,10 +164,10 @@ def test_npy(model: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "arguments", "message"),
     [
-        (lambda p: p / "nowhere", [], "there is no '.*nowhere'"),
-        (lambda p: (p / "empty").mkdir() or p / "empty", [], "no pictures in"),
-        (lambda p: jsonl(p / "r.csv", []), [], "a folder of pictures, a .parquet or a .jsonl file"),
-        (lambda p: jsonl(p / "r.jsonl", []), [], "no line that is a JSON object"),
+        (lambda p: p / "nowhere", [], "nowhere' matches no file"),
+        (lambda p: (p / "empty").mkdir() or p / "empty", [], "no images in"),
+        (lambda p: jsonl(p / "r.csv", []), [], "a folder of images, .parquet or .jsonl files"),
+        (lambda p: jsonl(p / "r.jsonl", []), [], "has no rows"),
         (lambda p: jsonl(p / "r.jsonl", [{"a": 1}]), [], "no column 'text' or 'image'.*there are a"),
         (
             lambda p: jsonl(p / "r.jsonl", [{"caption": "x"}]),

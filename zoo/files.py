@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -56,6 +57,25 @@ def below(folder: Path, name: str, where: str) -> Path:
             "name a folder that holds all of it (`images`, --images), or put the list there"
         )
     return folder / os.path.relpath(place, root)
+
+
+def file_state(path: Path) -> str:
+    """Size and time of change of a file; "gone" for one that vanished: whoever reads it says so."""
+    try:
+        facts = path.stat()
+    except (OSError, ValueError):
+        return "gone"
+    return f"{facts.st_size}\t{facts.st_mtime_ns}"
+
+
+def state_of(files: Iterable[Path], root: Path | None = None) -> str:
+    """A digest that changes when a file does; "" of no files. They are called by their paths below `root`, else by name."""
+    digest = None
+    for file in files:
+        digest = digest or hashlib.sha256()
+        name = file.name if root is None else os.path.relpath(file, root)
+        digest.update(f"{name}\t{file_state(file)}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest() if digest else ""
 
 
 def cache_folder() -> Path:

@@ -69,6 +69,15 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: str, messa
         read_concepts(tmp_path / "nowhere.txt")
 
 
+def test_a_byte_order_mark_and_odd_separators_belong_to_no_concept(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_bytes("\ufeffdog\r\nred\u2028cat\r\n".encode())
+    assert read_concepts(path).names == ["dog", "red\u2028cat"]
+    path.write_bytes("dog\n".encode("utf-16"))
+    with pytest.raises(ZooError, match=r"the concepts in .*labels\.txt is UTF-16.*UTF-8 is expected"):
+        read_concepts(path)
+
+
 # ---- choosing --------------------------------------------------------------------------------------------------------
 
 

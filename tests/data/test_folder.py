@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from zoo.data.left_out import LeftOutWarning
 from zoo.data.sources.folder import ImageFolder, ImageFolderTasks, list_images
 from zoo.errors import RecipeError, SampleError, ZooError
 
@@ -83,7 +84,7 @@ def test_direction_and_instruction(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("captions", "pictures", "message"),
     [
-        ("file", {}, "there are no pictures in"),
+        ("file", {}, "there are no images in"),
         ("file", {"a.png": "a", "b/c.png": None}, r"1 of 2 pictures in .* have no caption, for example b/c.png.*c.txt"),
         ("folder", {"a.png": None, "b/c.png": None}, r"1 of 2 pictures .* for example a.png: it needs a folder"),
     ],
@@ -93,12 +94,32 @@ def test_pictures_without_captions_are_refused_at_once(captions, pictures, messa
         ImageFolder(str(write(tmp_path, pictures)), captions)
 
 
-@pytest.mark.parametrize(("content", "message"), [(b" \n\n", "is empty"), (b"\xff\xfe\xfa", "can't be read")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b" \n\n", "is empty"), (b"\xff\xfe\xfa", "is UTF-16"), (b"caf\xe9", "is not UTF-8")]
+)
 def test_unusable_caption_files_name_the_picture(content: bytes, message: str, tmp_path: Path) -> None:
     source = ImageFolder(str(write(tmp_path, {"a.png": ""})))
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(SampleError, match=rf"a\.png: its caption file .*a\.txt {message}"):
         source.draw(0, random.Random(0))
+
+
+def test_a_caption_goes_on_to_the_line_feed(tmp_path: Path) -> None:
+    caption = "a dog on\u2028a sofa\x0bwith a\x85blanket"
+    source = ImageFolder(str(write(tmp_path, {"a.png": f"\ufeff{caption}\r\n\na cat\n"})))
+    assert source.images.texts(source.images.files[0]) == [caption, "a cat"]
+
+
+def test_images_of_other_formats_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "f", {"a.png": "a"})
+    for name in ("b.JXL", "c.cr2"):
+        (tmp_path / "f" / name).touch()
+    with pytest.warns(LeftOutWarning, match=r"2 images of formats that are not opened \(b\.JXL, c\.cr2\)"):
+        source = ImageFolder(str(tmp_path / "f"))
+    assert len(source) == 1
+    (tmp_path / "f" / "a.png").unlink()
+    with pytest.raises(ZooError, match=r"no images in .*: 2 images of formats that are not opened"):
+        ImageFolder(str(tmp_path / "f"))
 
 
 def test_a_template_needs_a_place(tmp_path: Path) -> None:

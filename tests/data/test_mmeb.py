@@ -214,10 +214,10 @@ def test_a_missing_column_is_named_with_the_nearest(kind: str, tmp_path: Path, i
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.jsonl", b'{"qry": 1}\n{"qry"', r"x\.jsonl line 2 is no JSON"),
-        ("x.jsonl", b"[1]", r"x\.jsonl line 1 is no JSON object"),
+        ("x.jsonl", b'[{"qry": 1},\n{"qry": 2}]', r"x\.jsonl is one JSON array, not JSONL"),
+        ("x.jsonl", b"[1]", r"x\.jsonl has no line that is a JSON object; the first: .*line 1 is no JSON object"),
         ("x.jsonl", b"", "there are no rows in"),
-        ("x.jsonl", b'{"qry": "a"}\n{"qry": 2}', r"x\.jsonl can't be read"),
+        ("x.jsonl", '{"qry": "a"}\n'.encode("utf-16"), r"x\.jsonl is UTF-16.*UTF-8 is expected"),
         ("x.parquet", b"PAR1 or not", r"x\.parquet can't be read"),
         ("x.parquet", b"", r"x\.parquet can't be read"),
         ("x.csv", b"", "there is no Parquet or JSONL file in"),
@@ -227,6 +227,19 @@ def test_unreadable_files_are_named(name: str, content: bytes, message: str, tmp
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ZooError, match=message):
         Records(tmp_path, ("qry",))
+
+
+def test_one_odd_line_does_not_close_a_file(tmp_path: Path) -> None:
+    """The row is named when it is asked for; the others are read."""
+    lines = ['{"qry": "a"}', "", '{"qry"', '{"qry": 2}', "[1]", "[" * 100_000, '{"x": 1}', '{"qry": "b"}']
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    records = Records(tmp_path / "x.jsonl", ("qry",))
+    assert [records.value("qry", row) for row in (0, 5, 6)] == ["a", "", "b"] and len(records) == 7
+    for row, message in ((1, "line 3 is no JSON"), (2, "row 2: 'qry' is a int"), (3, "line 5 is no JSON object")):
+        with pytest.raises(SampleError, match=rf"x\.jsonl {message}"):
+            records.value("qry", row)
+    with pytest.raises(SampleError, match="line 6 is no JSON"):
+        records.value("qry", 4)
 
 
 def test_what_is_not_there_is_said(tmp_path: Path, images: str) -> None:

@@ -48,6 +48,37 @@ def test_files_folders_and_globs(tmp_path: Path) -> None:
     assert expand(str(tmp_path / "a.tar"), ".tar") == [tmp_path / "a.tar"]
 
 
+@pytest.mark.parametrize("folder", ["data [v1]", "{a}", "{a,b}", "x*?", "[!x]/deep {0..2}"])
+def test_folders_are_meant_as_they_are_called(folder: str, tmp_path: Path) -> None:
+    """A pattern in the name of the file stays one."""
+    (tmp_path / folder).mkdir(parents=True)
+    for name in ("s-0.tar", "s-1.tar", "t.tar", "[v2].tar"):
+        (tmp_path / folder / name).touch()
+
+    def names(pattern: str) -> list[str]:
+        found = expand(f"{tmp_path}/{folder}/{pattern}", ".tar")
+        assert all(file.is_file() for file in found)
+        return [file.name for file in found]
+
+    assert names("s-{0..1}.tar") == names("s-*.tar") == names("s-[01].tar") == ["s-0.tar", "s-1.tar"]
+    assert names("") == names("*") == ["[v2].tar", "s-0.tar", "s-1.tar", "t.tar"]
+    assert names("[v2].tar") == ["[v2].tar"] and names("[s-t].tar") == ["t.tar"]
+
+
+def test_patterns_in_folders_stay_patterns(tmp_path: Path) -> None:
+    for folder in ("a1", "a2", "b [v1]"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.tar").touch()
+    assert [f.parent.name for f in expand(f"{tmp_path}/a*/*.tar", ".tar")] == ["a1", "a2"]
+    assert [f.parent.name for f in expand(f"{tmp_path}/a{{2..1}}/0.tar", ".tar")] == ["a2", "a1"]
+    assert [f.parent.name for f in expand(f"{tmp_path}/{{a1,b [v1]}}/*.tar", ".tar")] == ["a1", "b [v1]"]
+
+
+def test_endings_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "A.TAR").touch()
+    assert expand(str(tmp_path), ".tar") == [tmp_path / "A.TAR"]
+
+
 @pytest.mark.parametrize(
     ("patterns", "error", "message"),
     [

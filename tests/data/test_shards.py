@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
+import shutil
+import sys
 import tarfile
 import warnings
 from pathlib import Path
@@ -282,6 +285,117 @@ def test_shards_of_shards(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "a.tar", pairs(5))
     write_shards([open_records(str(tmp_path / "in"))], tmp_path / "out")
     assert read_back(tmp_path / "out") == read_back(tmp_path / "in", "txt")
+
+
+def jsonl(path: Path, *records: object) -> Path:
+    """With the pictures 0.png to 5.png beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(6):
+        path.with_name(f"{number}.png").write_bytes(picture(number))
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records), "utf-8")
+    return path
+
+
+def test_odd_lines_of_jsonl_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also captions of two kinds, which one column of a table could not hold."""
+    path = jsonl(
+        tmp_path / "p.jsonl",
+        {"image": "0.png", "caption": "one on\u2028a line"},
+        {"image": "1.png", "caption": ["two", "too"]},
+        {"image": "2.png", "caption": "cut \ud83d"},
+        '{"image"',
+        {"image": "3.png", "caption": 5},
+        {"image": "\ud83d.png", "caption": "four"},
+        {"image": "a\0.png", "caption": "four"},
+        {"caption": "five"},
+    )
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    out = tmp_path / "out"
+    assert main(["data", "shard", str(path), "--out", str(out)]) == 3
+    assert "2 of 8 records" in (printed := capsys.readouterr().out) and "6 records could not be used" in printed
+    assert [captions for _, captions in read_back(out)] == [("one on\u2028a line",), ("two", "too")]
+    (tmp_path / "c.txt").write_text("one\ntwo\n")
+    chosen = ["--concepts", str(tmp_path / "c.txt"), "--per-concept", "1", "--out", str(tmp_path / "chosen")]
+    assert main(["data", "curate", str(path), *chosen]) == 0
+    with pytest.raises(ZooError, match="has no column 'text' "):
+        open_records(str(path), caption="text")
+
+
+def test_lines_without_an_image_id_are_images_of_their_own(tmp_path: Path) -> None:
+    rows = [{"image": f"{n}.png", "caption": "x", "key": key} for n, key in enumerate(["a", None, "a", None, ""])]
+    write_shards([open_records(str(jsonl(tmp_path / "p.jsonl", *rows)), image_id="key")], tmp_path / "out")
+    with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
+        about = [json.load(tar.extractfile(f"{n:09d}.json")) for n in range(5)]
+    assert [one.get("image_id") for one in about] == ["a", None, "a", None, None]
+
+
+def test_several_jsonl_files_are_one_source(tmp_path: Path) -> None:
+    for n in range(2):
+        jsonl(tmp_path / "d [v1]" / f"{n}.JSONL", {"image": f"{n}.png", "caption": f"number {n}"})
+    write_shards([open_records(str(tmp_path / "d [v1]" / "*.JSONL"))], tmp_path / "out")
+    assert read_back(tmp_path / "out") == [(picture(n), (f"number {n}",)) for n in range(2)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_file_name_that_is_not_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of_pictures(tmp_path / "pets")
+    for ending, content in ((b"png", picture(9)), (b"txt", b"x")):
+        with open(os.fsencode(folder) + b"/caf\xe9." + ending, "wb") as file:
+            file.write(content)
+    assert main(["data", "shard", str(folder), "--out", str(tmp_path / "out")]) == 3
+    assert "1 records could not be used" in (out := capsys.readouterr().out) and "not valid Unicode" in out
+    shards = tmp_path / os.fsdecode(b"caf\xe9.tar")
+    write_tar(shards, pairs(2))
+    assert len(WebDataset(str(shards))) == 2
+
+
+@pytest.mark.parametrize(
+    "kind", ["folder", "caption", "jsonl", "parquet", "paths", "struct", "tar", "saved", "curated"]
+)
+def test_a_source_that_changed_is_not_gone_on_with(kind: str, tmp_path: Path, monkeypatch) -> None:
+    """A folder that was replaced, a file that a row names; or the same relative path from another folder."""
+    changed = Path("s") / "pets" / "class 0" / ("0.txt" if kind == "caption" else "0.png")
+    for place in ("a", "b"):
+        folder = folder_of_pictures(tmp_path / place / "s" / "pets")
+        names = [f"pets/class {n % 2}/{n}.png" for n in range(4)]
+        rows = [{"image": name, "caption": name} for name in names]
+        structs = pa.array(
+            [{"bytes": None, "path": n} for n in names], pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        )
+        tables = {
+            "parquet": pa.table({"image": [picture(n) for n in range(4)], "caption": names}),
+            "paths": pa.Table.from_pylist(rows),
+            "struct": pa.table({"image": structs, "caption": names}),
+        }
+        for name, table in tables.items():
+            pq.write_table(table, folder.parent / f"{name}.parquet")
+        (folder.parent / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_tar(folder.parent / "t.tar", pairs(4))
+        shutil.copytree(folder, folder.parent / "saved" / "pets")
+        with pa.ipc.new_stream(str(folder.parent / "saved" / "0.arrow"), tables["struct"].schema) as writer:
+            writer.write_table(tables["struct"])
+        (folder.parent / "saved" / "state.json").write_text('{"_data_files": [{"filename": "0.arrow"}]}')
+    source = {"jsonl": "s/p.jsonl", "tar": "s/t.tar", "saved": "s/saved", "curated": "s/p.jsonl"}.get(kind, "s/pets")
+    source = f"s/{kind}.parquet" if kind in ("parquet", "paths", "struct") else source
+    (tmp_path / "c.txt").write_text("pets\n")
+    more = ["--concepts", str(tmp_path / "c.txt"), "--per-concept", "9"] if kind == "curated" else []
+    command = ["data", "curate" if more else "shard", source, "--out", str(tmp_path / "out"), *more]
+
+    monkeypatch.chdir(tmp_path / "a")
+    assert main(command) == 0 == main(command)
+    monkeypatch.chdir(tmp_path / "b")
+    assert main(command) == 2
+    monkeypatch.chdir(tmp_path / "a")
+    if kind in ("parquet", "tar"):
+        changed = Path(source)
+    elif kind == "saved":
+        changed = Path("s/saved") / changed.relative_to("s")
+    os.utime(changed, ns=(1, 1))
+    assert main(command) == 2
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    del manifest["settings"]["state of the files"]  # as earlier versions wrote it: shards stay valid
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps(manifest))
+    assert main(command) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Embed a folder of pictures, a Parquet or a JSONL file: `zoo embed vlm2vec-emoji photos/ --out photos.parquet`.
+"""Embed a folder of images, Parquet or JSONL files: `zoo embed vlm2vec-emoji photos/ --out photos.parquet`.
 
 The run can be stopped at any time; the same command goes on where it was. Rows that can't be used are listed in
 OUT.bad.jsonl, and the exit code is then 3 (`--on-bad raise` stops at the first instead).
@@ -15,7 +15,12 @@ EXIT_SOME_BAD = 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `zoo embed` takes."""
     parser.add_argument("name", help="a model as `zoo list` prints it, or path:FOLDER of a bundle or run")
-    parser.add_argument("input", type=Path, help="a folder of pictures, a .parquet or a .jsonl file")
+    parser.add_argument(
+        "input",
+        type=Path,
+        nargs="+",
+        help="a folder of images, or .parquet and .jsonl files: names, 'data/*.parquet', 'train-{00..12}.parquet'",
+    )
     parser.add_argument(
         "--out",
         type=Path,

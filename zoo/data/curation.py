@@ -20,7 +20,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from zoo.data.pairs import Record, RecordSource
+from zoo.data.pairs import OnDisk, Record, RecordSource
+from zoo.data.text_files import lines_of, read_text
 from zoo.errors import SampleError, ZooError
 from zoo.files import replacing
 
@@ -91,13 +92,12 @@ def read_concepts(path: Path) -> Concepts:
         ZooError: it can't be read, names a concept twice, or holds none; names the line.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ZooError(f"the concepts in {path} can't be read: {error}") from error
+        lines = lines_of(read_text(path))
+    except SampleError as error:
+        raise ZooError(f"the concepts in {error}") from error
     phrases: dict[str, Sequence[str]] = {}
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if not text or text.startswith("#"):
+    for number, text in lines:
+        if text.startswith("#"):
             continue
         name, colon, rest = (part.strip() for part in text.partition(":"))
         if name in phrases:
@@ -187,6 +187,11 @@ class Chosen:
         row = self.rows[index]
         number = bisect_right(self._ends, row)
         return self.sources[number].record(row - (self._ends[number - 1] if number else 0))
+
+    def state(self) -> str:
+        """See `OnDisk`: that of all sources."""
+        known = "\n".join(source.state() for source in self.sources if isinstance(source, OnDisk))
+        return hashlib.sha256(known.encode()).hexdigest()
 
 
 def captions_of(sources: Iterable[RecordSource]) -> Iterator[Sequence[str]]:

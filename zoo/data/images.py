@@ -24,6 +24,14 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"))
 """File names that are taken for pictures, in lower case."""
 
+OTHER_SUFFIXES = (
+    frozenset(
+        (".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".psd", ".tga", ".ico", ".ppm", ".pgm")
+    )
+    | frozenset((".eps", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"))
+) - SUFFIXES
+"""File names of images in formats that are not opened: a folder's reader names and counts them."""
+
 MAX_PIXELS = 64_000_000
 """Largest width x height; a header that claims more is refused before memory is spent on it."""
 

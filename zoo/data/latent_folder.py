@@ -171,7 +171,8 @@ class LatentFolder:
             left_out=left_out,
         )
         with replacing(self.path / MANIFEST) as partial:
-            partial.write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n", "utf-8")
+            content = json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+            partial.write_bytes(content.encode("utf-8", "backslashreplace"))  # as `json_line` does
         return manifest
 
     def _file(self, number: int) -> Path:

@@ -7,12 +7,13 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from zoo.data.captions import CaptionFilter, CaptionRules
 from zoo.data.left_out import LeftOut
+from zoo.data.text_files import check_unicode
 from zoo.errors import RecipeError, SampleError, UnknownNameError
 from zoo.files import below
 from zoo.types import ImageSource, Item, Sample
@@ -43,6 +44,15 @@ class RecordSource(Protocol):
 
     def record(self, index: int) -> Record:
         """Record `index`. SampleError if it can't be used."""
+        ...
+
+
+@runtime_checkable
+class OnDisk(Protocol):
+    """Records that are read from files."""
+
+    def state(self) -> str:
+        """A digest that changes when one of the files does."""
         ...
 
 
@@ -173,18 +183,10 @@ def read_captions(value: object, where: str) -> tuple[str, ...]:
         if not isinstance(one, str | None):
             raise SampleError(f"{where}: the caption is a {type(one).__name__}, not a text or a list of texts")
         if one and one.strip():
-            texts.append(_encodable(one.strip(), where))
+            texts.append(check_unicode(one.strip(), f"{where}: the caption"))
     if not texts:
         raise SampleError(f"{where}: the caption is empty")
     return tuple(texts)
-
-
-def _encodable(text: str, where: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
-        raise SampleError(f"{where}: the caption is no valid Unicode: {error.reason}") from error
-    return text
 
 
 def read_picture(value: object, folder: Path, where: str) -> ImageSource:
@@ -201,7 +203,7 @@ def read_picture(value: object, folder: Path, where: str) -> ImageSource:
             raise SampleError(f"{where}: the picture is empty (0 bytes)")
         return value
     if isinstance(value, str) and value:
-        return (
-            value if "://" in value else below(folder, value, where)
-        )  # addresses are refused where pictures are opened
-    raise SampleError(f"{where}: there is no picture")
+        if "://" in value or value.startswith("data:"):
+            return value  # an address: whoever opens it decides
+        return below(folder, check_unicode(value, f"{where}: the path"), where)
+    raise SampleError(f"{where}: there is no picture" + (f", but a {type(value).__name__}" if value else ""))

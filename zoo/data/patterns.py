@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ def expand(patterns: str | Sequence[str], ending: str) -> list[Path]:
     """The files, in the order of the patterns; those of a folder or of `*` sorted.
 
     Args:
-        patterns: files, folders, names with `*`, `?`, `[...]`, `{a,b}`, `{000..012}`; each file once.
+        patterns: files, folders, names with `*`, `?`, `[...]`, `{a,b}`, `{000..012}`; each file once. A folder or file
+            that is called so is meant as it is.
         ending: of the files that a folder stands for, such as ".tar".
 
     Raises:
@@ -45,12 +47,13 @@ def _files(pattern: str, ending: str) -> list[Path]:
         raise RecipeError(f"'{pattern}' joins patterns with '::': give them as a list")
     path = Path(pattern).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix == ending and file.is_file())
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() == ending and file.is_file())
         return _some(found, f"there is no {ending} file in the folder {path}")
     if path.is_file():  # also one whose name has braces in it
         return [path]
-    names = braces(str(path))
-    found = [Path(name) for text in names for name in (sorted(glob.glob(text)) if glob.has_magic(text) else [text])]
+    folder, rest = _split(path)
+    names = [str(folder / text) for text in braces(rest)]
+    found = [file for name in names for file in _matches(Path(name))]
     missing = [file for file in found if not file.is_file()]
     if missing and len(missing) < len(found):
         raise ZooError(
@@ -58,6 +61,21 @@ def _files(pattern: str, ending: str) -> list[Path]:
             "give the numbers that are there"
         )
     return _some([] if missing else found, f"'{pattern}' matches no file; looked for {_few(names)}")
+
+
+def _split(path: Path) -> tuple[Path, str]:
+    """The folders of a pattern that are there under this very name, whatever is in it, and the rest."""
+    folder, *parts = [Path(path.anchor), *path.parts[bool(path.anchor) :]]
+    while len(parts) > 1 and (folder / parts[0]).is_dir():
+        folder /= parts.pop(0)
+    return folder, os.path.join(*parts) if parts else ""
+
+
+def _matches(path: Path) -> list[Path]:
+    folder, rest = _split(path)
+    if path.exists() or not glob.has_magic(rest):
+        return [path]
+    return [folder / name for name in sorted(glob.glob(rest, root_dir=folder))]
 
 
 def braces(text: str) -> list[str]:

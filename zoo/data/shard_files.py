@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from zoo.data.tar_index import TarIndex
+from zoo.data.text_files import decoded
 from zoo.errors import SampleError
 
 OPEN_FILES = 64  # shards that a process keeps open
@@ -49,10 +50,7 @@ class ShardFiles:
 
     def read_text(self, shard: int, file: int, where: str) -> str:
         """The same as text."""
-        try:
-            return self.read(shard, file, where).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise SampleError(f"{where}: its caption is no UTF-8: {error}") from error
+        return decoded(self.read(shard, file, where), f"{where}: its text")
 
     def _file(self, shard: int, where: str) -> BinaryIO:
         if self._process != os.getpid():  # a forked process would share the position in the file with its parent

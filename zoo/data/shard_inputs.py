@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from zoo.data.pairs import Record, RecordSource, image_name, read_captions, read_picture
-from zoo.data.patterns import braces
+from zoo.data.patterns import braces, expand
 from zoo.data.sources.folder import CaptionedImages, Captions
-from zoo.data.sources.record_files import Records
+from zoo.data.sources.record_files import check_columns
+from zoo.data.text_files import JsonLines, check_unicode
 from zoo.errors import SampleError, ZooError
+from zoo.files import state_of
 
 
 class FolderRecords:
@@ -17,7 +20,7 @@ class FolderRecords:
 
     def __init__(self, path: str, captions: Captions = "file") -> None:
         self.images = CaptionedImages(path, captions)
-        self.name = self.images.root.name
+        self.name, self.left_out = self.images.root.name, self.images.left_out
 
     def __len__(self) -> int:
         return len(self.images.files)
@@ -25,12 +28,17 @@ class FolderRecords:
     def record(self, index: int) -> Record:
         """See `RecordSource`."""
         file = self.images.files[index]
-        where = f"{self.name}/{self.images.name(file)}"
+        where = check_unicode(f"{self.name}/{self.images.name(file)}", "the name of a file")
         try:
             content = file.read_bytes()
         except OSError as error:
             raise SampleError(f"{where} can't be read: {error.strerror or error}") from error
         return Record(where, content, tuple(self.images.texts(file)))
+
+    def state(self) -> str:
+        """See `OnDisk`."""
+        texts = [file.with_suffix(".txt") for file in self.images.files] if self.images.captions == "file" else []
+        return state_of([*self.images.files, *texts], self.images.root)
 
 
 class EmojiRecords:
@@ -50,31 +58,57 @@ class EmojiRecords:
         emoji, style = self.drawings[index]
         return Record(f"{self.name}/{emoji.id}/{style}", emoji.drawings[style], (emoji.names["en"],), emoji.id)
 
+    def state(self) -> str:
+        """See `OnDisk`."""
+        from zoo.data.sources.emoji import PACKAGED
 
-class JsonLines:
-    """The objects of a JSONL file, with a path to a picture (relative to the file) and a caption or a list of them."""
+        return hashlib.sha256(PACKAGED.read_bytes()).hexdigest()
+
+
+class JsonPairs:
+    """The objects of a JSONL file, with a path to a picture (relative to the file) and a caption or a list of them.
+
+    Raises:
+        ZooError: it can't be read, has no rows, or none of its first lines has one of the fields.
+    """
 
     def __init__(self, path: Path, image: str = "image", caption: str = "caption", image_id: str = "") -> None:
-        self.rows = Records(path, [image, caption, *([image_id] if image_id else [])])
+        self.lines = JsonLines(path)
+        if not len(self.lines):
+            raise ZooError(f"there are no rows in {path}")
+        check_columns(path, self.lines.names(), [image, caption, *([image_id] if image_id else [])])
         self.path, self.name = path, path.stem
         self.image, self.caption, self.image_id = image, caption, image_id
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.lines)
 
     def record(self, index: int) -> Record:
         """See `RecordSource`."""
-        where = self.rows.where(index)
-        picture = read_picture(self.rows.value(self.image, index), self.path.parent, f"{where} ({self.image})")
-        captions = read_captions(self.rows.columns[self.caption][index].as_py(), f"{where} ({self.caption})")
-        name = image_name(self.rows.columns[self.image_id][index].as_py()) if self.image_id else ""
+        row, where = self.lines[index], f"{self.path} row {index}"
+        picture = read_picture(row.get(self.image), self.path.parent, f"{where} ({self.image})")
+        captions = read_captions(row.get(self.caption), f"{where} ({self.caption})")
+        name = image_name(row.get(self.image_id)) if self.image_id else ""
         return Record(f"{self.name}/{index}", picture, captions, name)
+
+    def state(self) -> str:
+        """See `OnDisk`."""
+        return state_of([self.path, *self._named()], self.path.parent)
+
+    def _named(self) -> Iterator[Path]:
+        for index in range(len(self)):
+            try:
+                picture = read_picture(self.lines.value(self.image, index), self.path.parent, "")
+            except SampleError:  # said when the record is read
+                continue
+            if isinstance(picture, Path):
+                yield picture
 
     def captions(self) -> Iterator[tuple[str, ...]]:
         """See `zoo.data.curation.Captioned`."""
-        for value in self.rows.columns[self.caption]:
+        for index in range(len(self)):
             try:
-                yield read_captions(value.as_py(), "")
+                yield read_captions(self.lines[index].get(self.caption), "")
             except SampleError:
                 yield ()
 
@@ -95,6 +129,7 @@ def open_records(
     Raises:
         ZooError: nothing there, or nothing that can be read.
     """
+    from zoo.data.curation import Chosen
     from zoo.data.sources.hf_dataset import is_saved_dataset
     from zoo.data.sources.table import TablePairs
     from zoo.data.sources.webdataset import WebDataset
@@ -103,8 +138,9 @@ def open_records(
     if name == "emoji":
         return EmojiRecords(split or "train")
     folder = Path(place).expanduser()
-    if folder.suffix in (".jsonl", ".ndjson"):
-        return JsonLines(folder, image, caption or "caption", image_id)
+    if folder.suffix.lower() in (".jsonl", ".ndjson"):
+        files = [JsonPairs(file, image, caption or "caption", image_id) for file in expand(place, ".jsonl")]
+        return files[0] if len(files) == 1 else Chosen(files, range(sum(map(len, files))))
     if is_saved_dataset(folder) or _holds(folder, place, ".parquet"):
         return TablePairs(place, image, caption or "caption", image_id=image_id)
     if _holds(folder, place, ".tar"):
@@ -120,5 +156,5 @@ def open_records(
 def _holds(folder: Path, place: str, ending: str) -> bool:
     """Whether a folder has files with this ending, or a pattern is for such files."""
     if folder.is_dir():
-        return any(file.suffix == ending for file in folder.iterdir())
-    return braces(place)[0].endswith(ending)
+        return any(file.suffix.lower() == ending for file in folder.iterdir())
+    return braces(place)[0].lower().endswith(ending)

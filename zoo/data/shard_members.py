@@ -53,8 +53,9 @@ def _content(record: Record) -> bytes:
         raise SampleError(f"{record.id}: a {type(record.image).__name__} is neither a path nor encoded bytes")
     try:
         return Path(record.image).read_bytes()
-    except OSError as error:
-        raise SampleError(f"{record.id}: image {record.image} can't be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        why = getattr(error, "strerror", None) or error
+        raise SampleError(f"{record.id}: image {record.image} can't be read: {why}") from error
 
 
 def _encoded(picture: Image.Image, kind: str, **settings: Any) -> bytes:

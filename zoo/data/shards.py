@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zoo.data.pairs import Record, RecordSource
+from zoo.data.pairs import OnDisk, Record, RecordSource
 from zoo.data.shard_members import members_of
 from zoo.errors import SampleError, ZooError
 from zoo.machine import usable_cores
@@ -25,6 +25,7 @@ from zoo.machine import usable_cores
 MANIFEST = "shards.json"
 """Beside the shards: what they were made of, and where a stopped run goes on."""
 
+_STATE = "state of the files"
 _AHEAD = 256  # records that are prepared together
 
 
@@ -95,6 +96,9 @@ def write_shards(
         "image_size": image_size,
         **(options or {}),
     }
+    states = [source.state() for source in sources if isinstance(source, OnDisk)]
+    if states:
+        settings[_STATE] = states
     total = sum(map(len, sources))
     with _writable(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -205,6 +209,13 @@ def _finished(out: Path, settings: dict[str, Any]) -> list[Shard]:
         kept, shards = manifest["settings"], [Shard(**shard) for shard in manifest["shards"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ZooError(f"{file} can't be read ({error}); delete it and the shards, or choose another folder") from error
+    if _STATE not in kept:  # of an earlier version, which did not ask whether files change
+        settings = {name: value for name, value in settings.items() if name != _STATE}
+    elif kept | {_STATE: settings.get(_STATE)} == settings != kept:
+        raise ZooError(
+            f"{out} holds shards of the same sources in another state: their files have changed since, or others lie there "
+            "now; choose another folder, or delete the shards"
+        )
     if kept != settings:
         raise ZooError(
             f"{out} holds shards of other settings ({kept}, now {settings}); choose another folder, or delete them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -140,7 +141,7 @@ def _refusal(name: str, kind: str) -> str:
 
 
 def _places(path: Path) -> tuple[Path, Path]:
-    name = hashlib.blake2b(str(path.absolute()).encode(), digest_size=16).hexdigest()
+    name = hashlib.blake2b(os.fsencode(path.absolute()), digest_size=16).hexdigest()
     return path.with_name(f"{path.name}.index.npz"), cache_folder() / "shards" / f"{name}.npz"
 
 

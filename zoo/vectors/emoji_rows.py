@@ -15,6 +15,7 @@ class EmojiRows:
     def __init__(self) -> None:
         self.columns: list[str] = []
         self.fingerprint = sha256(PACKAGED)
+        self.named_files = ""
         self._rows = [
             Row(number, f"{emoji.id}/{style}", None, emoji.names["en"], drawing(emoji, style))
             for number, (emoji, style) in enumerate((e, s) for e in read_emoji() for s in STYLES)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from zoo.data.text_files import json_line
 from zoo.errors import ZooError
 from zoo.files import replacing
 
@@ -144,13 +145,13 @@ def write_npy(path: Path, tables: Iterable[pa.Table], rows: int, facts: Mapping[
             for name, place in (("vector", path), ("log_var", log_var))
             if name in first.column_names
         }
-        lines = stack.enter_context(stack.enter_context(replacing(ids)).open("w", encoding="utf-8"))
+        lines = stack.enter_context(stack.enter_context(replacing(ids)).open("wb"))
         start = 0
         for table in chain([first], remaining):
             for name, array in arrays.items():
                 array[start : start + len(table)] = _matrix(table, name)
             start += len(table)
             for row in table.select(["id", "path", "text"]).to_pylist():
-                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                lines.write(json_line(row))
         for array in arrays.values():
             array.flush()

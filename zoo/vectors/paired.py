@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zoo.data.text_files import JsonLines
 from zoo.errors import ZooError
 from zoo.vectors.files import LOG_VAR_NPY, read_vectors
 
@@ -126,9 +126,9 @@ def _ids_beside(file: Path, count: int) -> list[str] | None:
     if not path.is_file():
         return None
     try:
-        with path.open(encoding="utf-8") as lines:
-            ids = [str(json.loads(line)["id"]) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        lines = JsonLines(path)
+        ids = [str(lines[row]["id"]) for row in range(len(lines))]
+    except (ZooError, KeyError) as error:
         raise ZooError(f"{path} is damaged ({error}): embed again, or remove it to pair rows by position") from error
     if len(ids) != count:
         raise ZooError(f"{path} has {len(ids):,} ids for the {count:,} rows of {file}: embed again")

@@ -1,18 +1,19 @@
-"""What `zoo embed` reads: the pictures of a folder, or the rows of a Parquet or JSONL file."""
+"""What `zoo embed` reads: the images of a folder, or the rows of Parquet and JSONL files."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from zoo.errors import UnknownNameError, ZooError
-from zoo.files import below
-from zoo.types import Item
+from zoo.data.pairs import image_name, read_picture
+from zoo.data.patterns import expand
+from zoo.data.text_files import JsonLines, check_unicode
+from zoo.errors import SampleError, UnknownNameError, ZooError
+from zoo.files import file_state, state_of
+from zoo.types import ImageSource, Item
 from zoo.weights import sha256
 
 _TEXT, _IMAGE, _ID = "text", "image", "id"
@@ -33,10 +34,12 @@ class Row:
 class Rows(Protocol):
     """An input that can be read from any shard on.
 
-    fingerprint: changes when the input does. columns: what is read of it, for inputs that have columns.
+    fingerprint: changes when the input does. named_files: changes when a file that a row names does; "" = rows name none.
+    columns: what is read of it, for inputs that have columns.
     """
 
     fingerprint: str
+    named_files: str
     columns: list[str]
 
     def __len__(self) -> int: ...
@@ -47,50 +50,58 @@ class Rows(Protocol):
 
 
 def open_rows(
-    source: Path,
+    sources: Path | Sequence[Path],
     text_column: str | None = None,
     image_column: str | None = None,
     instruction: str | None = None,
     images: Path | None = None,
 ) -> Rows:
-    """A folder of pictures, a `.parquet` file, or a `.jsonl` file.
+    """A folder of images, or Parquet and JSONL files.
 
     Args:
-        source: the folder or file.
-        text_column: default `text` if the file has it; none if `image_column` alone is given.
-        image_column: default `image` if the file has it. A picture is a path below `images`, bytes,
+        sources: the folder; or files and patterns of files, whose rows come one after the other.
+        text_column: default `text` if the files have it; none if `image_column` alone is given.
+        image_column: default `image` if the files have it. An image is a path below `images`, bytes,
             `{"bytes": ..., "path": ...}` as in published data sets, or a list of these.
         instruction: for every row.
-        images: what the paths of a file's pictures are relative to, and must lie in; default the file's folder.
+        images: what the paths of a file's images are relative to, and must lie in; default the file's folder.
 
     Raises:
         ZooError: nothing there, another kind of file, no such column (with the nearest), no rows.
     """
-    if source.is_dir():
+    given = [sources] if isinstance(sources, Path) else list(sources)
+    folders = [source for source in given if source.is_dir()]
+    if folders:
+        if len(given) > 1:
+            raise ZooError(f"{folders[0]} is a folder of images, which is embedded alone: give one folder, or files")
         if text_column or image_column or images:
-            raise ZooError(f"{source} is a folder of pictures; columns and --images belong to Parquet and JSONL files")
-        return _Folder(source, instruction)
-    if not source.is_file():
-        raise ZooError(f"there is no '{source}'; give a folder of pictures, a .parquet or a .jsonl file")
-    kinds: dict[str, type[_Records]] = {".parquet": _Parquet, ".jsonl": _JsonLines, ".ndjson": _JsonLines}
-    if source.suffix not in kinds:
-        raise ZooError(f"{source} can't be embedded: give a folder of pictures, a .parquet or a .jsonl file")
-    return kinds[source.suffix](source, text_column, image_column, instruction, images or source.parent)
+            raise ZooError(
+                f"{folders[0]} is a folder of images; columns and --images belong to Parquet and JSONL files"
+            )
+        return _Folder(folders[0], instruction)
+    try:
+        files = expand([str(source) for source in given], ".parquet")
+    except ZooError as error:
+        raise ZooError(f"{error} (give a folder of images, .parquet or .jsonl files)") from error
+    return _Table([_open(file, images) for file in files], text_column, image_column, instruction)
 
 
 class _Folder:
     def __init__(self, folder: Path, instruction: str | None) -> None:
+        from zoo.data.images import OTHER_SUFFIXES, SUFFIXES
         from zoo.data.sources.folder import list_images
 
         self.columns: list[str] = []
+        self.named_files = ""
         self.folder, self.instruction = folder, instruction
-        self.files = list_images(folder)
+        # those of other formats are rows, too, so that they are named and counted with what can't be used
+        self.files = list_images(folder, SUFFIXES | OTHER_SUFFIXES)
         if not self.files:
-            raise ZooError(f"there are no pictures in {folder} or below it")
+            raise ZooError(f"there are no images in {folder} or below it")
         digest = hashlib.sha256()
         for file in self.files:
-            facts = file.stat()
-            digest.update(f"{file.relative_to(folder).as_posix()}\t{facts.st_size}\t{facts.st_mtime_ns}\n".encode())
+            line = f"{file.relative_to(folder).as_posix()}\t{file_state(file)}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -102,139 +113,200 @@ class _Folder:
 
     def _row(self, number: int) -> Row:
         file = self.files[number]
-        name = file.relative_to(self.folder).as_posix()
-        return Row(number, name, str(file.absolute()), None, Item(images=(file,), instruction=self.instruction))
+        name, path = file.relative_to(self.folder).as_posix(), str(file.absolute())
+        try:
+            check_unicode(path, "the name of the file")
+        except SampleError as error:
+            return Row(number, name, None, None, Item(), str(error))
+        return Row(number, name, path, None, Item(images=(file,), instruction=self.instruction))
 
 
-class _Records:
-    """Rows of a file as mappings; the kinds of file differ in `names`, `__len__` and `records`."""
+class _Table:
+    """The rows of files, one file after the other."""
 
-    def __init__(self, file: Path, text: str | None, image: str | None, instruction: str | None, images: Path) -> None:
-        self.file, self.instruction, self.images = file, instruction, images
-        names = self.names()
+    def __init__(self, parts: Sequence[_Part], text: str | None, image: str | None, instruction: str | None) -> None:
+        self.parts, self.instruction = parts, instruction
+        first, self.length = parts[0].file, sum(map(len, parts))
+        if not self.length:
+            raise ZooError(f"{first} has no rows")
+        names = list(dict.fromkeys(name for part in parts if len(part) for name in part.names()))
         for name in (text, image):
             if name is not None and name not in names:
-                raise UnknownNameError(f"column of {file.name}:", name, names, f"(there are {', '.join(names)})")
+                raise UnknownNameError(f"column of {first.name}:", name, names, f"(there are {', '.join(names)})")
         given = text is not None or image is not None
         self.text = text if given else _TEXT if _TEXT in names else None
         self.image = image if given else _IMAGE if _IMAGE in names else None
         if self.text is None and self.image is None:
             raise ZooError(
-                f"{file} has no column 'text' or 'image': name what to embed with --text-column or --image-column "
+                f"{first} has no column 'text' or 'image': name what to embed with --text-column or --image-column "
                 f"(there are {', '.join(names)})"
             )
-        if not len(self):
-            raise ZooError(f"{file} has no rows")
         self.columns = [name for name in (self.text, self.image) if name]
-        self.fingerprint = sha256(file)
-
-    def names(self) -> list[str]:
-        raise NotImplementedError
+        digests = [sha256(part.file) for part in parts]
+        self.fingerprint = digests[0] if len(parts) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        self.named_files = self._named_files(self.image) if self.image else ""
 
     def __len__(self) -> int:
-        raise NotImplementedError
-
-    def records(self, first: int) -> Iterator[Mapping[str, Any] | str]:
-        """Records from number `first` on; a str instead of one says why it can't be read."""
-        raise NotImplementedError
+        return self.length
 
     def shards(self, size: int, wanted: Collection[int]) -> Iterator[tuple[int, list[Row]]]:
+        rows: Iterator[Row] = iter(())
+        following = -1
         for k in sorted(wanted):
-            source = self.records(k * size)
-            yield k, [self._row(n, next(source)) for n in range(k * size, min((k + 1) * size, len(self)))]
+            if k != following:  # shards in a row are read in one go
+                rows = self._rows(k * size)
+            following = k + 1
+            yield k, [next(rows) for _ in range(k * size, min(following * size, self.length))]
 
-    def _row(self, number: int, record: Mapping[str, Any] | str) -> Row:
+    def _rows(self, first: int) -> Iterator[Row]:
+        """The rows from number `first` on."""
+        columns = list(dict.fromkeys([*self.columns, _ID]))
+        number = start = 0
+        for part in self.parts:
+            begin = min(len(part), max(0, first - start))
+            for number, record in enumerate(part.records(begin, columns), start + begin):
+                yield self._row(number, record, part.images)
+            start += len(part)
+
+    def _row(self, number: int, record: Mapping[str, Any] | str, folder: Path) -> Row:
         if isinstance(record, str):
             return Row(number, str(number), None, None, Item(), record)
-        name = str(record[_ID]) if record.get(_ID) is not None else str(number)
+        name = image_name(record.get(_ID)) or str(number)
         try:
+            check_unicode(name, "the id")
             text = _text(record.get(self.text)) if self.text else None
-            values = _listed(record.get(self.image)) if self.image else []
-            images = tuple(_picture(value, self.images) for value in values)
+            images = _images(record.get(self.image), folder) if self.image else ()
+            path = next((check_unicode(str(i), "the path") for i in images if isinstance(i, Path)), None)
         except ZooError as error:
             return Row(number, name, None, None, Item(), str(error))
-        path = next((str(i) for i in images if isinstance(i, Path)), None)
         return Row(number, name, path, text, Item(text, images, self.instruction))
 
+    def _named_files(self, column: str) -> str:
+        """A digest of the state of every file that a row names; "" = there are none."""
+        values = ((value, part.images) for part in self.parts for value in part.paths(column))
+        return state_of(file for value, folder in values for file in _named(value, folder))
 
-class _Parquet(_Records):
+
+class _Part(Protocol):
+    """The rows of one file. images: the folder that its paths lead into."""
+
+    file: Path
+    images: Path
+
+    def __len__(self) -> int: ...
+
+    def names(self) -> list[str]: ...
+
+    def records(self, first: int, columns: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
+        """Records from number `first` on; a str instead of one says why it can't be read."""
+        ...
+
+    def paths(self, column: str) -> Iterator[Any]:
+        """The values of a column, where they may name files."""
+        ...
+
+
+def _open(file: Path, images: Path | None) -> _Part:
+    kinds: dict[str, type[_Parquet | _JsonLines]] = {".parquet": _Parquet, ".jsonl": _JsonLines, ".ndjson": _JsonLines}
+    kind = kinds.get(file.suffix.lower())
+    if kind is None:
+        raise ZooError(f"{file} can't be embedded: give a folder of images, .parquet or .jsonl files")
+    return kind(file, images or file.parent)
+
+
+class _Parquet:
+    def __init__(self, file: Path, images: Path) -> None:
+        self.file, self.images = file, images
+        opened = self._open()
+        self.schema, self.rows = opened.schema_arrow, int(opened.metadata.num_rows)
+
     def _open(self) -> Any:
-        import pyarrow.parquet as pq
+        import pyarrow
+        from pyarrow import parquet
 
         try:
-            return pq.ParquetFile(self.file)
-        except (OSError, ValueError) as error:
+            return parquet.ParquetFile(self.file)
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise ZooError(f"{self.file} can't be read as Parquet: {error}") from error
 
-    def names(self) -> list[str]:
-        return list(self._open().schema_arrow.names)
-
     def __len__(self) -> int:
-        return int(self._open().metadata.num_rows)
+        return self.rows
 
-    def records(self, first: int) -> Iterator[Mapping[str, Any] | str]:
-        file = self._open()
-        columns = [c for c in dict.fromkeys((self.text, self.image, _ID)) if c in file.schema_arrow.names]
-        start = 0
+    def names(self) -> list[str]:
+        return list(self.schema.names)
+
+    def records(self, first: int, columns: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
+        import pyarrow
+
+        file, start = self._open(), 0
+        wanted = [name for name in columns if name.partition(".")[0] in self.schema.names or name in self.schema.names]
         for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if start + rows > first:  # groups before are skipped without being read
-                for batch in file.iter_batches(256, row_groups=[group], columns=columns):
-                    if start + len(batch) > first:
-                        yield from batch.slice(max(0, first - start)).to_pylist()
-                    start += len(batch)
-            else:
-                start += rows
+            end = start + file.metadata.row_group(group).num_rows
+            try:
+                if end > first:  # groups before are skipped without being read
+                    for batch in file.iter_batches(256, row_groups=[group], columns=wanted):
+                        yield from batch.slice(min(len(batch), max(0, first - start))).to_pylist()
+                        start += len(batch)
+            except (OSError, ValueError, pyarrow.ArrowException) as error:
+                yield from [f"row group {group} can't be read: {error}"] * (end - max(start, first))
+            start = end
+
+    def paths(self, column: str) -> Iterator[Any]:
+        from pyarrow import types
+
+        kind = self.schema.field(column).type if column in self.schema.names else None
+        if kind is None or types.is_binary(kind) or types.is_large_binary(kind):
+            return
+        paths = types.is_struct(kind) and kind.get_field_index("path") >= 0  # the bytes beside them need not be read
+        for record in self.records(0, [f"{column}.path" if paths else column]):
+            if not isinstance(record, str):
+                yield record[column]
 
 
-class _JsonLines(_Records):
-    def names(self) -> list[str]:
-        """Of the first lines together: a line may leave out what it does not have."""
-        first = [record for record in islice(self.records(0), 1000) if not isinstance(record, str)]
-        if not first:
-            raise ZooError(f"{self.file} has no line that is a JSON object")
-        return list(dict.fromkeys(name for record in first for name in record))
+class _JsonLines:
+    def __init__(self, file: Path, images: Path) -> None:
+        self.file, self.images, self.lines = file, images, JsonLines(file)
 
     def __len__(self) -> int:
-        with self.file.open("rb") as lines:
-            return sum(1 for line in lines if line.strip())
+        return len(self.lines)
 
-    def records(self, first: int) -> Iterator[Mapping[str, Any] | str]:
-        count = 0
-        with self.file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                count += 1
-                if count > first:
-                    yield _parsed(line, number)
+    def names(self) -> list[str]:
+        return self.lines.names()
 
+    def records(self, first: int, columns: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
+        for row in range(first, len(self)):
+            try:
+                yield self.lines[row]
+            except SampleError as error:
+                yield str(error)
 
-def _parsed(line: bytes, number: int) -> Mapping[str, Any] | str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        return f"line {number} is no JSON: {error}"
-    return record if isinstance(record, dict) else f"line {number} is no JSON object"
+    def paths(self, column: str) -> Iterator[Any]:
+        yield from (record.get(column) for record in self.records(0, ()) if not isinstance(record, str))
 
 
 def _text(value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise ZooError(f"the text is a {type(value).__name__}, not a str")
-    return value
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise SampleError(f"the text is a {type(value).__name__}, not a str")
+    return check_unicode(value, "the text")
 
 
-def _listed(value: Any) -> list[Any]:
-    if value is None or value == "":
+def _images(value: Any, folder: Path) -> tuple[ImageSource, ...]:
+    """The images of a cell: none, one, or a list."""
+    cells = [_content(one) for one in (value if isinstance(value, list) else [value])]
+    found = [read_picture(one, folder, "the image") for one in cells if one is not None and one != ""]
+    return tuple(image.absolute() if isinstance(image, Path) else image for image in found)
+
+
+def _named(value: Any, folder: Path) -> list[Path]:
+    """The files that a cell names."""
+    try:
+        return [image for image in _images(value, folder) if isinstance(image, Path)]
+    except ZooError:  # said when the row is embedded
         return []
-    return value if isinstance(value, list) else [value]
 
 
-def _picture(value: Any, folder: Path) -> Path | bytes:
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str) and value:
-        return below(folder, value, "the picture").absolute()
-    raise ZooError(f"a picture is a {type(value).__name__}, not a path or bytes")
+def _content(cell: Any) -> Any:
+    """Bytes, or else the path, of a struct."""
+    return cell.get("bytes") or cell.get("path") if isinstance(cell, Mapping) else cell

@@ -15,7 +15,7 @@ from zoo.identity import vector_settings
 from zoo.progress import counting
 from zoo.vectors.files import table_of
 from zoo.vectors.rows import Row, Rows
-from zoo.vectors.shards import Earlier, Shards
+from zoo.vectors.shards import NAMED_FILES, Earlier, Shards
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,6 +59,8 @@ def embed_rows(
         SampleError: in strict mode; ZooError: `out` is of another run, no space left, no usable row.
     """
     facts = facts_of(embedder, side) | {"settings": settings or {}, "input": rows.fingerprint}
+    if rows.named_files:
+        facts[NAMED_FILES] = rows.named_files
     shards = Shards(out, facts, len(rows), earlier)
     if shards.complete:
         return Result(len(rows), shards.bad, len(rows))

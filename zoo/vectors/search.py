@@ -62,7 +62,8 @@ def cached_index(rows: Rows, place: str, embedder: Embedder, *, batch_size: int 
     Returns:
         the vectors, and remarks for the user.
     """
-    key = hashlib.sha256(f"{place}\n{embedder.fingerprint()}".encode()).hexdigest()[:16]
+    about = f"{place}\n{embedder.fingerprint()}".encode("utf-8", "surrogateescape")
+    key = hashlib.sha256(about).hexdigest()[:16]
     folder = cache_folder() / "indexes"
     if not _writable(folder):
         with tempfile.TemporaryDirectory(prefix="zoo-") as temporary:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from zoo.data.text_files import JsonLines, json_line
 from zoo.errors import ZooError
 from zoo.files import replacing
 from zoo.vectors.files import LOG_VAR_NPY, read_facts, write_npy, write_vectors
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 FORMATS = (".parquet", ".npy")
 Earlier = Literal["refuse", "replace", "discard"]
+NAMED_FILES = "files that rows name"
+_LATER = (
+    NAMED_FILES,
+)  # facts that results of earlier versions don't have: where they are missing, they are not asked for
 _SMALLEST = 256  # rows: what is lost at most when a run is stopped
 _MOST = 2000  # shards: more files in a folder serve nobody
 
@@ -39,7 +44,7 @@ class Shards:
             raise ZooError(f"'{out}' is no name for a result: it ends in {' or '.join(FORMATS)}")
         self.out, self.rows = out, rows
         self.facts: dict[str, Any] = json.loads(json.dumps(dict(facts)))  # as they come back from the file
-        self.folder = out.with_name(out.name + ".parts")
+        self.folder, self.bad_list = out.with_name(out.name + ".parts"), out.with_name(out.name + ".bad.jsonl")
         self.size = max(_SMALLEST, -(-rows // _MOST))
         self.count = -(-rows // self.size)
         if earlier == "discard":
@@ -60,13 +65,16 @@ class Shards:
             self.out.with_name(self.out.name + suffix).unlink(missing_ok=True)
 
     def _check(self, earlier: Mapping[str, Any] | None, subject: str) -> None:
-        if earlier is None or earlier == self.facts:
+        if earlier is None:
             return
+        known = {key: value for key, value in self.facts.items() if key in earlier or key not in _LATER}
         changed = [
             f"{key} was {_short(earlier.get(key))}, is {_short(value)}"
-            for key, value in self.facts.items()
+            for key, value in known.items()
             if earlier.get(key) != value
         ]
+        if not changed:
+            return
         raise ZooError(
             f"{subject} the result of another run: {'; '.join(changed)}. "
             "Choose another --out, or discard it with --restart"
@@ -80,8 +88,7 @@ class Shards:
     @property
     def bad(self) -> int:
         """How many rows the result leaves out."""
-        listed = self.out.with_name(self.out.name + ".bad.jsonl")
-        return len(listed.read_text("utf-8").splitlines()) if listed.is_file() else 0
+        return len(JsonLines(self.bad_list)) if self.bad_list.is_file() else 0
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are still to be made; shard k holds the rows from k * size on."""
@@ -94,7 +101,7 @@ class Shards:
             with replacing(started) as partial:
                 partial.write_text(json.dumps(self.facts, indent=2), "utf-8")
         with replacing(self._bad(number)) as partial:
-            partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in bad), "utf-8")
+            partial.write_bytes(b"".join(map(json_line, bad)))
         write_vectors(self._part(number), [table])
 
     def finish(self) -> None:
@@ -103,14 +110,16 @@ class Shards:
         Raises:
             ZooError: not one row could be embedded; says why the first could not. A part can't be read.
         """
-        bad = "".join(_read(self._bad(k)) for k in range(self.count))
+        bad = b"".join(_read(self._bad(k)) for k in range(self.count))
         rows = sum(len(table) for table in self._tables())
         if not rows:
-            first = json.loads(bad.partition("\n")[0])
+            first = json.loads(bad.partition(b"\n")[0])
             raise ZooError(f"none of the {self.rows} rows could be used; the first, '{first['id']}': {first['error']}")
         if bad:
-            with replacing(self.out.with_name(self.out.name + ".bad.jsonl")) as partial:
-                partial.write_text(bad, "utf-8")
+            with replacing(self.bad_list) as partial:
+                partial.write_bytes(bad)
+        else:  # one of an earlier result would be taken for this one's
+            self.bad_list.unlink(missing_ok=True)
         if self.out.suffix == ".npy":
             write_npy(self.out, self._tables(), rows, self.facts)
         else:
@@ -165,9 +174,11 @@ def _result_facts(out: Path) -> dict[str, Any] | None:
     return facts
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        return path.read_text("utf-8")
+        content = path.read_bytes()
+        content.decode()
+        return content
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
 

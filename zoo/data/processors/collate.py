@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from zoo.data.text_files import check_unicode
 from zoo.errors import SampleError
 from zoo.types import Batch, Inputs, Item, Sample
 
@@ -27,7 +28,7 @@ def collate(samples: Sequence[Sample], encode_view: EncodeView) -> Batch:
         rows = [(i, item) for i, sample in enumerate(samples) for item in _items(sample, view)]
         labels = [f"{samples[i].id} ({view})" for i, _ in rows]
         for (_, item), label in zip(rows, labels, strict=True):
-            check(item, label)
+            check(item, check_unicode(label, "the name of a sample"))
         views[view] = encode_view(view, [item for _, item in rows], labels)
         owners[view] = torch.tensor([i for i, _ in rows], dtype=torch.int64)
         keys[view] = torch.tensor([content_key(item) for _, item in rows], dtype=torch.int64)
@@ -43,7 +44,10 @@ def collate(samples: Sequence[Sample], encode_view: EncodeView) -> Batch:
 
 
 def check(item: Item, name: str) -> None:
-    """Raise SampleError if there is nothing in the item to embed."""
+    """Raise SampleError if there is nothing in the item to embed, or a text that is not valid Unicode."""
+    for what, text in (("text", item.text), ("instruction", item.instruction), ("key", item.key)):
+        if text:
+            check_unicode(text, f"{name}: the {what}")
     if item.text is not None and not item.text.strip() and not item.image_at:
         raise SampleError(f"{name}: the text is empty; leave `text` out for an item without text")
     if item.image_at is not None and len(item.image_at) != len(item.images):
@@ -70,7 +74,7 @@ def _image_bytes(image: object) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | Path):
-        return str(image).encode()
+        return str(image).encode("utf-8", "surrogatepass")
     return image.tobytes()  # type: ignore[attr-defined, no-any-return]  # PIL
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from zoo.data.source import TaskSource
 from zoo.data.sources.folder import CaptionedImages
+from zoo.data.text_files import read_json
 from zoo.errors import RecipeError, SampleError, UnknownNameError, ZooError
 from zoo.files import below
 from zoo.types import Item, RetrievalTask
@@ -147,7 +147,7 @@ def _from_folder(path: Path) -> list[_Picture]:
 
 def _from_split_file(path: Path, images: str, split: str) -> tuple[str, list[_Picture]]:
     try:
-        content: Any = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
         entries = content["images"]
         splits = {entry["split"] for entry in entries}
         pictures = [
@@ -159,10 +159,6 @@ def _from_split_file(path: Path, images: str, split: str) -> tuple[str, list[_Pi
             if entry["split"] == split
         ]
         name = str(content.get("dataset", path.stem))
-    except SampleError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ZooError(f"the split file {path} can't be read: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ZooError(
             f"{path} is no split file in Karpathy's layout (images, split, sentences, raw): {error!r}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from zoo.data.source import TaskSource
 from zoo.data.sources.coco import check_directions
+from zoo.data.text_files import read_json
 from zoo.errors import RecipeError, SampleError, ZooError
 from zoo.files import below
 from zoo.types import Item, RetrievalTask
@@ -105,11 +106,9 @@ def _answers(truth: str, direction: str) -> dict[int, list[int]]:
 def _annotations(path: Path) -> tuple[dict[int, str], dict[int, str]]:
     """File name of each picture, and text of each caption."""
     try:
-        content: Any = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
         files = {int(entry["id"]): str(entry["file_name"]) for entry in content["images"]}
         texts = {int(entry["id"]): str(entry["caption"]) for entry in content["annotations"]}
-    except (OSError, ValueError) as error:
-        raise ZooError(f"the annotations {path} can't be read: {error}") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ZooError(f"{path} is not in COCO's layout (images with file_name, annotations): {error!r}") from error
     return files, texts

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Set
 from pathlib import Path
 from typing import Literal
 
-from zoo.data.images import SUFFIXES
+from zoo.data.images import OTHER_SUFFIXES, SUFFIXES
+from zoo.data.left_out import LeftOut
 from zoo.data.source import Source, TaskSource
+from zoo.data.text_files import lines_of, read_text
 from zoo.errors import RecipeError, SampleError, ZooError
 from zoo.types import Item, RetrievalTask, Sample
 
@@ -17,8 +19,12 @@ Captions = Literal["file", "folder"]
 Direction = Literal["image_to_text", "text_to_image", "both"]
 
 
-def list_images(folder: Path | str) -> list[Path]:
-    """All picture files in a folder and below it, by their endings, sorted; hidden files and folders are left out.
+def list_images(folder: Path | str, suffixes: Set[str] = SUFFIXES) -> list[Path]:
+    """All image files in a folder and below it, by their endings, sorted; hidden files and folders are skipped.
+
+    Args:
+        folder: where to look.
+        suffixes: the endings, in lower case.
 
     Raises:
         ZooError: there is no such folder, or a folder below it can't be read.
@@ -32,7 +38,7 @@ def list_images(folder: Path | str) -> list[Path]:
         found += [
             Path(place, name)
             for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
         ]
     return sorted(found)
 
@@ -42,7 +48,8 @@ def _refuse(error: OSError) -> None:
 
 
 class CaptionedImages:
-    """The pictures of a folder and the texts that belong to them.
+    """The pictures of a folder and the texts that belong to them. Images in formats that are not opened are counted in
+    `left_out` and named in a warning.
 
     Args:
         path: the folder.
@@ -58,9 +65,15 @@ class CaptionedImages:
         self.root, self.captions, self.template = Path(path).expanduser(), captions, template
         if "{}" not in template:
             raise RecipeError(f"the template '{template}' has no {{}} for the caption")
-        self.files = list_images(self.root)
+        found = list_images(self.root, SUFFIXES | OTHER_SUFFIXES)
+        self.files = [file for file in found if file.suffix.lower() in SUFFIXES]
+        self.left_out = LeftOut()
+        for file in found:
+            if file.suffix.lower() not in SUFFIXES:
+                self.left_out.note("images of formats that are not opened", self.name(file))
         if not self.files:
-            raise ZooError(f"there are no pictures in {self.root} or below it")
+            raise ZooError(f"there are no images in {self.root} or below it{f': {self.left_out}' if found else ''}")
+        self.left_out.warn(self.root.name, len(self.files))
         without = [file for file in self.files if not self._has_caption(file)]
         if without:
             wanted = f"{without[0].stem}.txt beside it" if captions == "file" else "a folder that names it"
@@ -88,12 +101,12 @@ class CaptionedImages:
             return [self._filled(file.parent.name.replace("_", " ").replace("-", " "))]
         text = file.with_suffix(".txt")
         try:
-            lines = [line.strip() for line in text.read_text("utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise SampleError(f"{self.name(file)}: its caption file {text} can't be read: {error}") from error
-        if not any(lines):
+            lines = [line for _, line in lines_of(read_text(text))]
+        except SampleError as error:
+            raise SampleError(f"{self.name(file)}: its caption file {error}") from error
+        if not lines:
             raise SampleError(f"{self.name(file)}: its caption file {text} is empty")
-        return [self._filled(line) for line in lines if line]
+        return [self._filled(line) for line in lines]
 
     def _filled(self, caption: str) -> str:
         return self.template.replace("{}", caption)

@@ -5,13 +5,13 @@ Layout: `state.json` names the Arrow files (streaming format) of one split; `dat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoo.data.text_files import read_json
 from zoo.errors import UnknownNameError, ZooError
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ def arrow_files(folder: Path) -> list[Path]:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ZooError(f"{file} can't be read: {error}") from error
+    content = read_json(file)
     if not isinstance(content, dict):
         raise ZooError(f"{file} is no JSON object")
     return content
@@ -97,6 +94,13 @@ class ArrowRows:
         for table in self._tables:
             for chunk in table.column(column).chunks:
                 yield from chunk.to_pylist()
+
+    def paths(self, column: str) -> Iterator[str | None]:
+        """The field `path` of a column of structs, without the bytes beside it."""
+        from pyarrow import compute
+
+        for table in self._tables:
+            yield from compute.struct_field(table.column(column), "path").to_pylist()
 
     def where(self, index: int) -> str:
         """`FILE/ROW`, rows counted from 0."""

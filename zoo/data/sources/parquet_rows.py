@@ -101,6 +101,10 @@ class ParquetRows:
             except (OSError, pyarrow.ArrowException) as error:
                 raise ZooError(f"column '{column}' of {file} can't be read: {error}") from error
 
+    def paths(self, column: str) -> Iterator[str | None]:
+        """The field `path` of a column of structs, without the bytes beside it."""
+        yield from (value and value["path"] for value in self.values(f"{column}.path"))
+
     def where(self, index: int) -> str:
         """`FILE/ROW`, rows counted from 0."""
         file = int(self._group[int(np.searchsorted(self._ends, index, side="right")), 0])

@@ -59,7 +59,7 @@ def read_places() -> tuple[Place, ...]:
     if not TABLE.is_file():
         raise ZooError(f"the packaged places are not at {TABLE}: reinstall the package, or run scripts/build_places.py")
     flags, seen, places = read_flags(), set[str](), []
-    for line in TABLE.read_text("utf-8").splitlines()[1:]:
+    for line in TABLE.read_text("utf-8").rstrip("\n").split("\n")[1:]:
         country, latitude, longitude, zone = line.split("\t")
         if country not in flags:
             continue

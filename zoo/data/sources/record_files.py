@@ -1,27 +1,35 @@
-"""Parquet and JSONL files as one table in memory, with errors that name file, line and column."""
+"""Parquet and JSONL files as one list of rows, with errors that name file, row and column."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from zoo.data.text_files import JsonLines
 from zoo.errors import SampleError, ZooError, suggest
-
-if TYPE_CHECKING:
-    import pyarrow
 
 SUFFIXES = (".parquet", ".jsonl", ".ndjson")
 
 
+class _Rows(Protocol):
+    """The rows of one file."""
+
+    def __len__(self) -> int: ...
+
+    def value(self, column: str, row: int) -> Any: ...
+
+
 class Records:
-    """Rows of files that have the same columns. Kept as Arrow columns: a fifth of the memory of Python objects.
+    """Rows of files that have the same columns. Of Parquet the columns are kept as Arrow has them, a fifth of the memory of
+    Python objects; of JSONL, where each line begins.
 
     Args:
         path: a Parquet or JSONL file, or a folder of them.
         columns: those that every file must have.
-        optional: those that are read where all files have them.
+        optional: those that are read where a file has them.
         split: of a folder, only the files whose name begins with this; "" = all.
 
     Raises:
@@ -29,27 +37,22 @@ class Records:
     """
 
     def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str] = (), split: str = "") -> None:
-        import pyarrow
-
         self.path = path
         self.files = _files(path, split)
-        tables = [_read(file, columns, optional) for file in self.files]
-        shared = [name for name in (*columns, *optional) if all(name in table.column_names for table in tables)]
-        self._lengths = [len(table) for table in tables]
-        try:
-            table = pyarrow.concat_tables([table.select(shared) for table in tables], promote_options="permissive")
-        except pyarrow.ArrowInvalid as error:
-            raise ZooError(f"the files in {path} do not have columns of the same kinds: {error}") from error
-        self.columns = {name: table.column(name) for name in shared}
+        self._parts = [_opened(file, columns, optional) for file in self.files]
+        self._ends = list(accumulate(map(len, self._parts)))
         if not len(self):
             raise ZooError(f"there are no rows in {path}")
 
     def __len__(self) -> int:
-        return sum(self._lengths)
+        return self._ends[-1]
 
     def value(self, column: str, row: int, kind: type = str) -> Any:
-        """One value; None is the empty one of `kind`, and so is a column that is not there. SampleError for another kind."""
-        found = self.columns[column][row].as_py() if column in self.columns else None
+        """One value; None is the empty one of `kind`, and so is a column that is not there. SampleError for another kind, or
+        a line that is no JSON object.
+        """
+        file, inside = self._place(row)
+        found = self._parts[file].value(column, inside)
         if found is None:
             return kind()
         if not isinstance(found, kind):
@@ -58,11 +61,46 @@ class Records:
 
     def where(self, row: int) -> str:
         """File and row in it, for messages; rows are counted from 0."""
-        for file, length in zip(self.files, self._lengths, strict=True):
-            if row < length:
-                return f"{file} row {row}"
-            row -= length
-        raise IndexError(row)
+        file, inside = self._place(row)
+        return f"{self.files[file]} row {inside}"
+
+    def _place(self, row: int) -> tuple[int, int]:
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        file = bisect_right(self._ends, row)
+        return file, row - (self._ends[file - 1] if file else 0)
+
+
+class _Table:
+    """The columns of a Parquet file."""
+
+    def __init__(self, file: Path, columns: Sequence[str], optional: Sequence[str]) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        try:
+            names = parquet.read_schema(file).names
+            check_columns(file, names, columns)
+            table = parquet.read_table(file, columns=[name for name in (*columns, *optional) if name in names])
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            raise ZooError(f"{file} can't be read: {error}") from error
+        self.columns = {name: table.column(name) for name in table.column_names}
+        self.rows = len(table)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def value(self, column: str, row: int) -> Any:
+        return self.columns[column][row].as_py() if column in self.columns else None
+
+
+def _opened(file: Path, columns: Sequence[str], optional: Sequence[str]) -> _Rows:
+    if file.suffix.lower() == ".parquet":
+        return _Table(file, columns, optional)
+    lines = JsonLines(file)
+    if len(lines):
+        check_columns(file, lines.names(), columns)
+    return lines
 
 
 def _files(path: Path, split: str) -> list[Path]:
@@ -70,7 +108,7 @@ def _files(path: Path, split: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ZooError(f"there is no file or folder {path}")
-    found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not found:
         raise ZooError(f"there is no Parquet or JSONL file in {path}")
     chosen = [file for file in found if file.name.startswith(split)]
@@ -80,50 +118,8 @@ def _files(path: Path, split: str) -> list[Path]:
     return chosen
 
 
-def _read(file: Path, columns: Sequence[str], optional: Sequence[str]) -> pyarrow.Table:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        if file.suffix == ".parquet":
-            names = parquet.read_schema(file).names
-            _check_columns(file, names, columns)
-            return parquet.read_table(file, columns=[name for name in (*columns, *optional) if name in names])
-        return _json_lines(file, columns, optional)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ZooError(f"{file} can't be read: {error}") from error
-
-
-def _json_lines(file: Path, columns: Sequence[str], optional: Sequence[str]) -> pyarrow.Table:
-    import pyarrow
-
-    known: set[str] = set()
-    rows: list[list[Any]] = []
-    for line, record in _objects(file):
-        _check_columns(f"{file} line {line}", list(record), columns)
-        known |= record.keys()
-        rows.append([record.get(name) for name in (*columns, *optional)])
-    values = (
-        dict(zip((*columns, *optional), zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(columns, ())
-    )
-    return pyarrow.table({name: pyarrow.array(value) for name, value in values.items() if name in known or not rows})
-
-
-def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ZooError(f"{file} line {number} is no JSON: {error}") from error
-            if not isinstance(record, dict):
-                raise ZooError(f"{file} line {number} is no JSON object")
-            yield number, record
-
-
-def _check_columns(where: object, names: Sequence[str], wanted: Sequence[str]) -> None:
+def check_columns(where: object, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise ZooError for the first column that is not there, with the nearest that is."""
     for column in wanted:
         if column not in names:
             near = suggest(column, names)

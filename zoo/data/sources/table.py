@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
 from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from zoo.data.source import Source
 from zoo.data.sources.hf_dataset import ArrowRows, arrow_files, is_saved_dataset
 from zoo.data.sources.parquet_rows import ParquetRows
 from zoo.errors import SampleError, ZooError
+from zoo.files import below, state_of
 from zoo.types import Item, Sample
 
 
@@ -32,6 +34,8 @@ class TableRows(Protocol):
     def row(self, index: int) -> dict[str, Any]: ...
 
     def values(self, column: str) -> Iterator[Any]: ...
+
+    def paths(self, column: str) -> Iterator[str | None]: ...
 
     def where(self, index: int) -> str: ...
 
@@ -127,6 +131,22 @@ class TablePairs(Source):
         wanted = np.zeros(len(self.rows), bool)
         wanted[self.chosen] = True
         yield from compress(self._all_captions(), wanted)
+
+    def state(self) -> str:
+        """See `OnDisk`."""
+        return state_of([*self.rows.files, *self._named_files()], self.images)
+
+    def _named_files(self) -> Iterator[Path]:
+        found = self.rows.types[self.image]
+        if _kind(found) == "text":
+            paths: Iterator[str | None] = self.rows.values(self.image)
+        else:
+            has_paths = _kind(found) == "picture" and found.get_field_index("path") >= 0
+            paths = self.rows.paths(self.image) if has_paths else iter(())
+        for path in paths:
+            with suppress(SampleError):  # said when the row is read
+                if path:
+                    yield below(self.images, path, "")
 
     def _where(self, number: int) -> str:
         return f"{self.name}/{self.rows.where(number)}"

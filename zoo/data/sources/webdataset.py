@@ -19,6 +19,7 @@ from zoo.data.shard_files import ShardFiles
 from zoo.data.source import Source
 from zoo.data.tar_index import PICKLES, TarIndex, index_shards
 from zoo.errors import RecipeError, SampleError, ZooError
+from zoo.files import state_of
 from zoo.types import Item, Sample
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -109,6 +110,10 @@ class WebDataset(Source):
         captions = self._captions(shard, text, where)
         image_id = image_name(self._field(shard, about, self.image_id, where)) if self.image_id else ""
         return Record(where, self.files.read(shard, picture, where), captions, image_id)
+
+    def state(self) -> str:
+        """See `OnDisk`."""
+        return state_of(index.path for index in self.files.indexes)
 
     def _find_records(self, endings: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.int32]]:
         """(N, 5) shard, key, and files of picture, caption and JSON of every usable record; -1 = no such file."""
