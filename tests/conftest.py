@@ -16,6 +16,7 @@ for _name in ("ZOO_RECIPES", "ZOO_WEIGHTS", "ZOO_TRACEBACK", "HF_HUB_CACHE", "HF
     os.environ.pop(_name, None)
 _home = tempfile.TemporaryDirectory(prefix="zoo-tests-")
 os.environ |= {
+    "ZOO_TRUST": "toy",  # tests make bundles of its classes
     "HF_HOME": f"{_home.name}/huggingface",
     "MPLBACKEND": "agg",
     "MPLCONFIGDIR": f"{_home.name}/matplotlib",

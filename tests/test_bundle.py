@@ -14,7 +14,6 @@ import torch
 import toy
 import yaml
 
-import zoo
 from zoo import bundle as bundles
 from zoo.bundle import MANIFEST, WEIGHTS, is_bundle, read_bundle, write_bundle
 from zoo.errors import RecipeError, WeightsError, ZooError
@@ -180,44 +179,6 @@ def rewrite_recipe(bundle: Path, text: str) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
     manifest["files"]["recipe.yaml"]["sha256"] = sha256(bundle / "recipe.yaml")
     (bundle / MANIFEST).write_text(json.dumps(manifest), "utf-8")
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        [{"class_path": "innocent.Head"}],
-        "innocent.Head",  # the parser takes a bare name for a class, too
-        "{class_path: innocent.Head, init_args: {}}",  # ... and YAML inside of a text
-        {"innocent.Head": 1},
-        "folder.code.Head",
-    ],
-)
-def test_code_inside_a_bundle_is_never_imported(written: Path, head: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where Python is started in the folder of a stranger's bundle."""
-    (written / "folder").mkdir()
-    for module in ("innocent.py", "folder/code.py"):
-        (written / module).write_text("import pathlib; pathlib.Path('canary').write_text('executed')\nHead = dict")
-    recipe = yaml.safe_load((written / "recipe.yaml").read_text("utf-8"))
-    recipe["model"]["init_args"]["head"] = head
-    rewrite_recipe(written, yaml.safe_dump(recipe))
-    read_bundle(written)  # elsewhere the name means nothing, or something else
-    monkeypatch.chdir(written)
-    monkeypatch.syspath_prepend("")
-    with pytest.raises(WeightsError, match=r"names code inside the bundle \('.*(innocent|folder\.code)\.Head.*'\)"):
-        zoo.load(f"path:{written}")
-    assert not (written / "canary").exists()
-
-
-def test_a_bundle_is_no_package_of_the_folder_it_lies_in(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any folder on the import path is a package for Python; here the one above the bundle was started in."""
-    outer = written.parent.rename(written.parent.with_name("outer_folder"))
-    (outer / "released" / "code.py").write_text("raise SystemExit('executed')")
-    recipe = yaml.safe_load((outer / "released" / "recipe.yaml").read_text("utf-8"))
-    recipe["model"]["init_args"]["processor"] = "outer_folder.released.code.Processor"
-    rewrite_recipe(outer / "released", yaml.safe_dump(recipe))
-    monkeypatch.syspath_prepend(outer.parent)
-    with pytest.raises(WeightsError, match="names code inside the bundle"):
-        zoo.load(f"path:{outer / 'released'}")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,7 +45,6 @@ _LIBRARIES = (
     *("numpy", "pillow"),  # read and resize images
 )
 _PREFIX = "bundle:"
-_DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 StorageDtype = Literal["float16", "bfloat16"]
 
 
@@ -240,8 +238,8 @@ def read_bundle(folder: Path) -> Bundle:
     """Open and verify a bundle.
 
     Raises:
-        WeightsError: a file is missing, truncated or changed (names it), a newer zoo wrote the bundle, or its recipe names
-            code that lies in it. RecipeError: its recipe can't be read.
+        WeightsError: a file is missing, truncated or changed (names it), or a newer zoo wrote the bundle. RecipeError: its
+            recipe can't be read.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
@@ -257,7 +255,6 @@ def read_bundle(folder: Path) -> Bundle:
     recipe = read_mapping(folder / RECIPE)
     if not isinstance(recipe.get("model"), dict):
         raise RecipeError(f"{folder / RECIPE} has no `model:` mapping; fetch or copy the bundle again")
-    _refuse_own_code(recipe["model"], folder)
     recipe["model"] = _resolved(recipe["model"], folder, digests)
     return Bundle(folder, str(manifest.get("name", folder.name)), recipe, manifest)
 
@@ -274,38 +271,6 @@ def _verify(folder: Path, digests: Mapping[str, str]) -> None:
             raise WeightsError(f"the bundle {folder} is incomplete: '{name}' is missing; fetch or copy it again")
         if sha256(path) != digest:
             raise WeightsError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}; fetch or copy it again")
-
-
-def _refuse_own_code(value: Any, folder: Path) -> None:
-    """A bundle brings data, and no code either where its folder is on the import path (Python was started in it).
-
-    The parser imports what any text names where a class is due, not only under `class_path`, and it reads YAML inside of a
-    text, so every dotted name counts.
-    """
-    if isinstance(value, dict):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list):
-        for entry in value:
-            _refuse_own_code(entry, folder)
-    if not isinstance(value, str) or value.startswith(_PREFIX):
-        return
-    for name in _DOTTED.findall(value):
-        if any(place.resolve().is_relative_to(folder.resolve()) for place in _import_places(name)):
-            raise WeightsError(f"the recipe of {folder} names code inside the bundle ('{value}'), which is never run")
-
-
-def _import_places(name: str) -> list[Path]:
-    """Files and folders that an import of a dotted name would look at; nothing is imported."""
-    top, *parts = name.split(".")
-    try:
-        spec = find_spec(top)
-    except ValueError:  # a module that runs already and was not imported, such as __main__
-        return []
-    if spec is None:
-        return []
-    folders = [Path(place) for place in spec.submodule_search_locations or []]
-    inside = [place.joinpath(*parts[:depth]) for place in folders for depth in range(len(parts) + 1)]
-    return [*inside, Path(spec.origin)] if spec.origin else inside
 
 
 def _resolved(value: Any, folder: Path, listed: Mapping[str, str]) -> Any:

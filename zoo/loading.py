@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,16 +13,16 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from torch.overrides import TorchFunctionMode
 
-from zoo import catalog
+from zoo import catalog, trust
 from zoo.bundle import Bundle, is_bundle, read_bundle
 from zoo.convert.transformers_folder import load_folder
 from zoo.embedder import Embedder
 from zoo.errors import RecipeError, WeightsError, ZooError
 from zoo.hub import HubPlace
 from zoo.module import EmbeddingModule
-from zoo.parsing import explain
+from zoo.parsing import AS_TEXT, explain
 from zoo.recipe import Recipe, Weights, read_recipe
-from zoo.registry import import_parts
+from zoo.registry import import_parts, without_working_folder
 from zoo.weights import fetch_folder, load_strictly, missing_keys, read_state, verify
 
 if TYPE_CHECKING:
@@ -80,16 +79,35 @@ def build_model(model: Mapping[str, Any], recipe: str) -> EmbeddingModule:
     """The module that a recipe's `model:` describes, with random weights.
 
     Raises:
-        RecipeError: an unknown class or option, a wrong type; names it and the nearest right one.
+        RecipeError: an unknown class or option, a wrong type; names it and the nearest right one. WeightsError: the recipe
+            came from elsewhere and names what it may not (see `zoo.trust`).
     """
     import_parts()
+    given = {"model": copy.deepcopy(dict(model))}  # the parser writes into what it is given
+    if trust.source():
+        return _built_from_elsewhere(given, recipe)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(EmbeddingModule, "model", required=True)
     try:
-        settings = parser.parse_object({"model": copy.deepcopy(dict(model))})  # the parser writes into what it is given
+        settings = parser.parse_object(given)
     except ArgumentError as error:
         raise explain(error, recipe) from error
     built: EmbeddingModule = parser.instantiate(settings).model
+    return built
+
+
+def _built_from_elsewhere(given: dict[str, Any], recipe: str) -> EmbeddingModule:
+    trust.import_named(given)
+    parser = ArgumentParser(exit_on_error=False, parser_mode=AS_TEXT)
+    parser.add_argument("--model", type=EmbeddingModule, required=True)  # unlike subclass arguments, opens no files
+    with trust.sealed() as refused:
+        try:
+            settings = parser.parse_object(given)
+        except ArgumentError as error:
+            raise (trust.refusal(refused[0]) if refused else explain(error, recipe)) from error
+    trust.check_parsed(settings.model)
+    with without_working_folder():
+        built: EmbeddingModule = parser.instantiate(settings).model
     return built
 
 
@@ -201,7 +219,7 @@ def converter(path: str) -> Callable[..., dict[str, Tensor]]:
     if not colon:
         module, _, function = f"zoo.convert.{path}".rpartition(".")
     try:
-        found: Callable[..., dict[str, Tensor]] = getattr(importlib.import_module(module), function)
+        found: Callable[..., dict[str, Tensor]] = trust.attribute(module, function)
     except (ImportError, AttributeError) as error:
         raise RecipeError(f"there is no converter '{path}' ({error})") from error
     return found
@@ -214,7 +232,7 @@ def _from_place(place: Path, weights: bool | str | Path) -> Embedder:
     if not place.exists():
         raise WeightsError(f"there is no '{place}'")
     if place.suffix in (".yaml", ".yml"):
-        return _from_recipe(read_recipe(place), None, weights)
+        return _from_recipe_file(place, weights)
     if not isinstance(weights, bool):
         raise WeightsError(f"'path:{place}' brings its own weights; leave weights='{weights}' out, or name the recipe")
     for folder in (place, place / "bundle"):
@@ -222,7 +240,17 @@ def _from_place(place: Path, weights: bool | str | Path) -> Embedder:
             return _from_bundle(read_bundle(folder), weights=weights)
     checkpoint = place if place.is_file() else _checkpoint(place)
     recipe = _recipe_beside(checkpoint)
-    return _from_recipe(recipe, None, checkpoint if weights else False)
+    with trust.elsewhere(place):
+        return _from_recipe(recipe, None, checkpoint if weights else False)
+
+
+def _from_recipe_file(file: Path, weights: bool | str | Path) -> Embedder:
+    """A recipe that somebody wrote, or that of a bundle or a run."""
+    recipe = read_recipe(file)
+    if is_bundle(file.parent) or (file.parent / "checkpoints").is_dir():
+        with trust.elsewhere(file):
+            return _from_recipe(recipe, None, weights)
+    return _from_recipe(recipe, None, weights)
 
 
 def _from_bundle(bundle: Bundle, *, name: str | None = None, card: Any = None, weights: bool = True) -> Embedder:
@@ -230,10 +258,12 @@ def _from_bundle(bundle: Bundle, *, name: str | None = None, card: Any = None, w
     recipe = bundle.recipe | ({"card": card} if card else {})
     name = name or bundle.name
     if not weights:
-        return Embedder(build_model(recipe["model"], name), recipe, name=name, weights=None)
+        with trust.elsewhere(bundle.folder):
+            return Embedder(build_model(recipe["model"], name), recipe, name=name, weights=None)
     elsewhere = bundle.manifest.get("kept_elsewhere", {})
     with _default_dtype(torch.float32 if elsewhere else torch.get_default_dtype()):  # digests are those of fp32 weights
-        module = _built_quietly(recipe["model"], name)
+        with trust.elsewhere(bundle.folder):
+            module = _built_quietly(recipe["model"], name)
         source = _fill(module, bundle.state(), str(bundle.folder))
     module.check_elsewhere(elsewhere, f"the bundle '{name}'")
     return Embedder(module, recipe, name=name, weights=source)

@@ -7,13 +7,23 @@ import re
 import sys
 from collections.abc import Iterable
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import set_loader, set_parsing_settings
 
 from zoo.errors import RecipeError, suggest
 
 # Without this a mapping {class_path, init_args} makes an object of ANY class where a parameter is typed Any, as in the
 # config fields of a backbone: a stranger's recipe could run what it likes. Holds for every parser of this process.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
+
+AS_TEXT = "text"
+"""Mode of a parser that takes text as it stands, instead of reading YAML inside of it."""
+
+
+def _as_it_stands(text: str) -> str:
+    return text
+
+
+set_loader(AS_TEXT, _as_it_stands)
 
 _NOISE = re.compile(
     r"Does not validate against any|Subtypes: |Errors:|Given value|Expected a <class 'NoneType'>|Traceback|$"

@@ -11,9 +11,13 @@ Importing that package registers its architectures; its recipes lie in `my_encod
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
+import sys
+import sysconfig
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
@@ -79,10 +83,18 @@ def _import_package(name: str) -> None:
 
 
 def plugins() -> list[EntryPoint]:
-    """The entry points of all installed plug-ins, by name; imports none of them."""
+    """The entry points of all installed plug-ins, by name; imports none of them. What lies in the folder that Python was
+    started in is not installed.
+    """
     from importlib.metadata import entry_points
 
-    return sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
+    with without_working_folder():
+        return sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
+
+
+def plugin_packages() -> list[str]:
+    """The top-level packages of all installed plug-ins."""
+    return [point.value.partition(":")[0].partition(".")[0] for point in plugins()]
 
 
 @cache
@@ -90,7 +102,8 @@ def load_plugins() -> None:
     """Import all plug-ins, once. One that can't be imported is a `PluginWarning` that names its distribution."""
     for point in plugins():
         try:
-            point.load()
+            with without_working_folder():
+                point.load()
         except Exception as error:  # a plug-in may fail in any way; that must not break the zoo
             warnings.warn(
                 f"the plug-in {describe(point)} can't be imported and is left out: {type(error).__name__}: {error}",
@@ -104,3 +117,27 @@ def describe(point: EntryPoint) -> str:
     if point.dist is None:
         return f"'{point.name}'"
     return f"'{point.name}' (distribution {point.dist.name} {point.dist.version})"
+
+
+@contextmanager
+def without_working_folder() -> Iterator[None]:
+    """Within, nothing is imported from the working folder only because Python was started there: a stranger's files may lie
+    in it. Where PYTHONPATH names it, or an installation in place does, it stays.
+    """
+    removed = [(index, entry) for index, entry in enumerate(sys.path) if _is_where_python_started(index, entry)]
+    for _, entry in removed:
+        sys.path.remove(entry)
+    try:
+        yield
+    finally:
+        for index, entry in removed:
+            sys.path.insert(index, entry)
+
+
+def _is_where_python_started(index: int, entry: str) -> bool:
+    if not entry:
+        return True
+    named = {os.path.abspath(place) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place}
+    library = sysconfig.get_path("stdlib")
+    installed = library in sys.path and index > sys.path.index(library)  # as `pip install --editable` does
+    return not installed and entry not in named and os.path.realpath(entry) == os.path.realpath(os.getcwd())

@@ -78,3 +78,8 @@ def test_what_does_not_fit() -> None:
         RecipeError, match=r"'photos' is no list of prompts: give a list, one of photo, emoji, name, or"
     ):
         ZeroShot(Pets(), "photos")
+
+
+def test_a_name_that_is_no_list_is_told() -> None:
+    with pytest.raises(RecipeError, match="'os:system' is no list, but builtin_function_or_method"):
+        ZeroShot(Pets(), templates="os:system")

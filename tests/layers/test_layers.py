@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "card": set(),
     "parsing": set(),
     "registry": set(),
+    "trust": {"registry"},
     "hub": set(),
     "weights": {"hub"},
     "files": {"weights"},
@@ -44,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "similarity": set(),
     "objectives": {"similarity"},
     "metrics": {"similarity"},
-    "data": {"distributed", "files", "machine", "progress", "tables"},
+    "data": {"distributed", "files", "machine", "progress", "tables", "trust"},
     # models
     "module": {"data", "distributed", "nn", "objectives"},
     "architectures": {"data", "module", "nn", "objectives", "registry"},
@@ -68,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "parsing",
         "recipe",
         "registry",
+        "trust",
         "weights",
     },
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from zoo import trust
 from zoo.data.source import TaskSource
 from zoo.errors import RecipeError, ZooError
 from zoo.types import Item, RetrievalTask
@@ -114,11 +114,13 @@ def _listed(place: str) -> Sequence[Any]:
         known = ", ".join(TEMPLATES)
         raise RecipeError(f"'{place}' is no list of prompts: give a list, one of {known}, or module:NAME")
     try:
-        found: Sequence[Any] = getattr(importlib.import_module(module), attribute)
+        found = trust.attribute(module, attribute)
     except ImportError as error:
         raise ZooError(
             f"the list {place} needs the package '{module}': pip install it, or give a list ({error})"
         ) from error
     except AttributeError as error:
         raise RecipeError(f"the package '{module}' has no '{attribute}'") from error
+    if not isinstance(found, list | tuple):
+        raise RecipeError(f"'{place}' is no list, but {type(found).__name__}")
     return found
