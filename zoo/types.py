@@ -100,6 +100,7 @@ class Embedding:
         entry (ProbVLM), or the latent that is to be rebuilt from a sample (MEME).
     log_shape: (R, E), ProbVLM only: the log of the exponent of the generalised Gaussian around `vector` (a Gaussian has 2).
     words: (R, L) int64, masked views of texts only: the ids of the words that were hidden, -1 at all other tokens.
+    norm: (R,), beside tokens only: the length that `vector` had before it was made 1.
     """
 
     vector: Tensor
@@ -109,6 +110,7 @@ class Embedding:
     given: Tensor | None = None
     log_shape: Tensor | None = None
     words: Tensor | None = None
+    norm: Tensor | None = None
 
 
 @dataclass(slots=True)

@@ -107,7 +107,11 @@ def test_tokens_where_rows_are_of_one_kind() -> None:
     pictures = module.encode(inputs(module, Item(images=(WHITE,))))
     assert pictures.tokens.shape == (1, 16, 16) and pictures.mask.all()
     mixed = module.encode(inputs(module, Item(text="a dog"), Item(images=(WHITE,)), Item("cat", (WHITE,))))
-    assert mixed.tokens is None and mixed.mask is None
+    assert mixed.tokens is None and mixed.mask is None and mixed.norm is None
+    batch = inputs(module, Item(text="a dog"), Item(text="cat"))
+    raw = module.text_head(module.text(batch["input_ids"], batch["attention_mask"]).pooled)
+    torch.testing.assert_close(texts.vector * texts.norm[:, None], raw)
+    assert encoder().eval().encode(batch).norm is None
     torch.testing.assert_close(mixed.vector[0], texts.vector[0])
     torch.testing.assert_close(mixed.vector[1], pictures.vector[0])
 

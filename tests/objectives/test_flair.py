@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from encoded_rows import share_of
 from torch import Tensor, nn
 
+from zoo.callbacks.collected import rows_of
 from zoo.errors import RecipeError
 from zoo.module import EmbeddingModule
-from zoo.nn.conditioned_pooling import ConditionedPooling
+from zoo.nn.conditioned_pooling import ConditionedPooling, conditioned_scores
 from zoo.objectives import contrastive
 from zoo.objectives.flair import Flair, choose_texts, texts_per_sample
 from zoo.types import Batch, Embedding, Encoded, Inputs
@@ -72,7 +75,8 @@ def slow(
     def as_seen(i: int, j: int) -> Tensor:
         kept = picture.mask[i] > 0
         tokens = picture.tokens[i][kept]
-        seen = loss.pooling((text.vector[j] * math.sqrt(E))[None, None], tokens[None])[0, 0]
+        length = math.sqrt(E) if loss.queries == "unit" else text.norm[j]
+        seen = loss.pooling((text.vector[j] * length)[None, None], tokens[None])[0, 0]
         return F.normalize(seen, dim=0)
 
     mps = sum(cell(picture.vector[i], i, j) for i in range(samples) for j in range(samples * each))
@@ -91,6 +95,71 @@ def test_equals_the_loop(each: int, masked: bool) -> None:
     found = loss(batch, batch)
     assert found["loss"].item() == pytest.approx(slow(loss, batch, set()), rel=1e-6)
     assert found["loss"].item() == pytest.approx((found["conditioned"] + found["whole"]).item() / 2)
+
+
+def short_texts() -> Encoded:
+    """Texts so short before they were made unit vectors that the eps of an LN weighs on them."""
+    batch = encoded()
+    text = batch.views["target"]
+    text.norm = torch.linspace(0.003, 0.03, len(text.vector), dtype=torch.float64)
+    return batch
+
+
+def test_official_queries_are_texts_as_they_were() -> None:
+    """`visual_proj(text_features, ...)` stands before F.normalize in FlairLoss."""
+    loss, batch = objective(queries="official"), short_texts()
+    found = loss(batch, batch)["loss"].item()
+    assert found == pytest.approx(slow(loss, batch, set()), rel=1e-6)
+    assert abs(found - objective()(batch, batch)["loss"].item()) > 1e-3
+
+
+def test_official_queries_pass_the_gradient_on() -> None:
+    """To texts that were made unit vectors here, from the loss of the official code written out for K = 1."""
+    draw = torch.Generator().manual_seed(3)
+    raw = (torch.randn(4, E, generator=draw, dtype=torch.float64) * 0.01).requires_grad_()
+    loss, batch = objective(queries="official"), encoded(each=1)
+    batch.views["target"] = Embedding(F.normalize(raw, dim=-1), norm=raw.norm(dim=-1))
+    tokens, picture = batch.views["query"].tokens, batch.views["query"].vector
+    sign = 2 * torch.eye(4, dtype=torch.float64) - 1
+    pooled = loss.pooling(raw.expand(4, -1, -1), tokens)
+    logits = torch.einsum("bij,ij->bi", F.normalize(pooled, dim=-1), F.normalize(raw, dim=-1)) / 0.2 - 2.0
+    whole = picture @ F.normalize(raw, dim=-1).T / 0.2 - 2.0
+    expected = -(F.logsigmoid(sign * logits).sum() / 4 + F.logsigmoid(sign * whole).sum() / 4) / 2
+    found = loss(batch, batch)["loss"]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    (wanted,), (given,) = torch.autograd.grad(expected, raw), torch.autograd.grad(found, raw)
+    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-8)
+
+
+def test_official_scores_of_pairs() -> None:
+    loss, batch = objective(queries="official"), short_texts()
+    picture, text = batch.views["query"], batch.views["target"]
+    raw = text.vector * text.norm[:, None]
+    pooled = loss.pooling(raw.expand(4, -1, -1), picture.tokens)
+    expected = F.cosine_similarity(pooled, text.vector.expand(4, -1, -1), dim=-1)
+    torch.testing.assert_close(loss.pair_scores(picture, text), expected)
+    kept = rows_of(text, slice(2, 5))
+    torch.testing.assert_close(loss.pair_scores(picture, kept), expected[:, 2:5])
+    scores = conditioned_scores(loss.pooling, picture.tokens, text.vector, norms=text.norm)
+    torch.testing.assert_close(scores, expected.float(), check_dtype=False)
+
+
+def test_official_queries_need_the_length() -> None:
+    with pytest.raises(RecipeError, match=r"`queries: official` needs the length of texts .* tokens: true"):
+        objective(queries="official")(encoded(), encoded())
+
+
+def test_what_ranks_log_adds_up() -> None:
+    """Each rank logs the mean of its own samples, so that the mean over ranks is that of all samples."""
+    loss, whole = objective(), encoded(samples=6)
+    loss.drawn = lambda pictures, samples, each, device: torch.zeros(pictures, samples, dtype=torch.long)
+    one = loss(whole, whole)
+    for cuts in ((3,), (1, 3)):
+        edges = [0, *cuts, 6]
+        reports = [(stop - start, loss(share_of(whole, start, stop), whole)) for start, stop in pairwise(edges)]
+        for name in ("conditioned", "whole"):
+            mean = sum(count * float(report[name]) for count, report in reports) / 6
+            assert mean == pytest.approx(one[name].item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("duplicates", ["keep", "positive", "mask"])

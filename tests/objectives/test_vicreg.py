@@ -100,7 +100,11 @@ def test_a_single_sample_is_only_drawn_together() -> None:
     batch = encoded(1)
     one, other = (batch.views[name].vector for name in ("query", "target"))
     expected = 25 * WIDTH * (one - other).square().sum()
-    close(outcome(VicReg()(batch, batch)["loss"], leaves(batch)), outcome(expected, leaves(batch)))
+    found = VicReg()(batch, batch)
+    close(outcome(found["loss"], leaves(batch)), outcome(expected, leaves(batch)))
+    assert all(torch.isfinite(value) for value in found.values())  # what is logged, too
+    assert found["variance"].item() == found["covariance"].item() == 0.0
+    assert found["deviation"].item() == pytest.approx(0.01)  # sqrt(epsilon)
 
 
 def test_several_rows_of_a_sample_are_refused() -> None:

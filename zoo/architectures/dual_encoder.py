@@ -6,6 +6,7 @@ searched for ever. Papers differ in towers, heads, objectives and data, not here
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Self, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.errors import RecipeError
 from zoo.module import EmbeddingModule
+from zoo.nn.gaussian import Gaussian
 from zoo.nn.heads import Head
 from zoo.nn.latent_heads import StatesHead, applied
 from zoo.nn.masked_views import MaskedViews
@@ -20,6 +22,7 @@ from zoo.nn.momentum import Momentum
 from zoo.nn.parts import Part, given, outputs, summed, unit
 from zoo.nn.picture_mixing import PictureMixing
 from zoo.nn.towers import ImageTower, PatchTower, PooledTower, SharedPooling, States, TextTower
+from zoo.objectives.contrastive import at_least_fp32
 from zoo.registry import register
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs, Item, Sample
 
@@ -98,9 +101,9 @@ class DualEncoder(EmbeddingModule):
             found.append((inputs["text_rows"], states.mask, *self._embedded(states, self.text_head)))
         rows = len(inputs["rows"])
         if self.tokens and len(found) == 1 and len(found[0][0]) == rows:
-            _, mask, vectors, log_var, tokens = found[0]
-            return _with_tokens(vectors, log_var, tokens, mask, inputs.get("hidden_words"))
-        return summed([Part(owner, vectors, log_var) for owner, _, vectors, log_var, _ in found], rows)
+            _, mask, vectors, log_var, tokens, norm = found[0]
+            return replace(_with_tokens(vectors, log_var, tokens, mask, inputs.get("hidden_words")), norm=norm)
+        return summed([Part(owner, vectors, log_var) for owner, _, vectors, log_var, *_ in found], rows)
 
     def _encoded(self, batch: Batch) -> Encoded:
         """As of every architecture; while training, of mixed pictures, and with masked views and those of the slow copy."""
@@ -134,15 +137,20 @@ class DualEncoder(EmbeddingModule):
             self.image.pooled_only = not looking
         return self.image(pixels) if kept is None else cast(PatchTower, self.image)(pixels, kept)
 
-    def _embedded(self, states: States, head: nn.Module) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Unit vectors (R, E) fp32; log-variances if the head gives them; tokens after the head if asked for."""
+    def _embedded(self, states: States, head: nn.Module) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Unit vectors (R, E) fp32; log-variances if the head gives them; if asked for, tokens after the head, and the
+        lengths (R,) that the vectors had.
+        """
         tokens = head(states.tokens) if self.tokens or self.shared is not None else None
         if self.shared is not None:
             assert tokens is not None  # see above
             out = self.shared(tokens, states.mask)
         else:
             out = applied(head, states)
-        return (*unit(out), tokens if self.tokens else None)
+        if not self.tokens:
+            return (*unit(out), None, None)
+        mean = out[0] if isinstance(out, Gaussian) else out
+        return (*unit(out), tokens, at_least_fp32(mean).norm(dim=-1))
 
     def export_graphs(self) -> list[Graph]:
         """`image`: pixels -> vectors; `text`: token ids and mask -> vectors. Any number of rows, any length."""

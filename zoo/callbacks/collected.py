@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from zoo.errors import RecipeError, SampleError
 from zoo.types import Batch, Embedding, RetrievalTask
 
 _CELLS = 1 << 25  # values that one block of scores may take: 128 MiB (ours)
-_FIELDS = ("vector", "log_var", "tokens", "mask")
+_FIELDS = ("vector", "log_var", "tokens", "mask", "norm")
 
 Rows = list[tuple[Tensor, Embedding]]
 Score = Callable[[Embedding, Embedding], Tensor]
@@ -153,17 +154,14 @@ def _stacked(parts: Iterable[Embedding]) -> Embedding:
         missing = longest - _length(part)
         tokens = None if part.tokens is None else F.pad(part.tokens, (0, 0, 0, missing))
         mask = None if part.mask is None else F.pad(part.mask, (0, missing))
-        padded.append(Embedding(part.vector, part.log_var, tokens, mask))
-    columns = ([getattr(part, name) for part in padded] for name in _FIELDS)
-    vector, *others = (None if column[0] is None else torch.cat(column) for column in columns)
-    assert vector is not None  # every embedding has one
-    return Embedding(vector, *others)
+        padded.append(replace(part, tokens=tokens, mask=mask))
+    columns = {name: [getattr(part, name) for part in padded] for name in _FIELDS}
+    return Embedding(**{name: torch.cat(column) for name, column in columns.items() if column[0] is not None})
 
 
 def _map(embedding: Embedding, change: Callable[[Tensor], Tensor]) -> Embedding:
-    vector, *others = (None if v is None else change(v) for v in (getattr(embedding, name) for name in _FIELDS))
-    assert vector is not None
-    return Embedding(vector, *others)
+    values = ((name, getattr(embedding, name)) for name in _FIELDS)
+    return Embedding(**{name: change(value) for name, value in values if value is not None})
 
 
 def _tasks(trainer: Trainer) -> list[RetrievalTask]:

@@ -41,7 +41,12 @@ class ConditionedPooling(nn.Module):
 
 @torch.no_grad()
 def conditioned_scores(
-    pooling: ConditionedPooling, tokens: Tensor, texts: Tensor, mask: Tensor | None = None, cells: int = TILE_CELLS
+    pooling: ConditionedPooling,
+    tokens: Tensor,
+    texts: Tensor,
+    mask: Tensor | None = None,
+    cells: int = TILE_CELLS,
+    norms: Tensor | None = None,
 ) -> Tensor:
     """Cosine of every text with every picture as that text sees it: what FLAIR ranks by.
 
@@ -51,11 +56,14 @@ def conditioned_scores(
         texts: (T, E), unit norm.
         mask: (I, L) with 1 for real tokens; None = all.
         cells: attention weights that are held at a time.
+        norms: (T,) the lengths that texts had before they were made unit vectors, for a pooling that was trained with
+            `queries: official` of `Flair`; None = "unit".
 
     Returns:
         (I, T). It takes I x T poolings: rank by vectors first and score the best few hundred (official: 128 or 256).
     """
-    queries = (texts * math.sqrt(texts.shape[1])).to(tokens.dtype)
+    lengths = math.sqrt(texts.shape[1]) if norms is None else norms[:, None]
+    queries = (texts * lengths).to(tokens.dtype)
     step = max(1, cells // (tokens.shape[1] * pooling.heads * len(texts)))
     parts = []
     for start in range(0, len(tokens), step):

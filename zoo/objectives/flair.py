@@ -6,6 +6,7 @@ N samples of all ranks, K texts per picture, r pictures of a block, L tokens, E 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,8 @@ class Flair(nn.Module, Objective):
         learn: as in `InfoNCE`; the bias is learned unless "no".
         max_scale: None = no cap.
         duplicates: what becomes of texts that are as right as the own ones (see `InfoNCE`); "keep" is official.
+        queries: what asks the pooling. "unit" = unit vectors times sqrt(E), so that the eps of an LN weighs the same on all
+            texts; "official" = texts as they were before they were made unit vectors.
         views: pictures, texts.
 
     Relations: without TCS and with K = 1 it is SigLIP's loss. Attention is computed in blocks of pictures, and again in the
@@ -58,6 +61,7 @@ class Flair(nn.Module, Objective):
         learn: Learn = "log",
         max_scale: float | None = None,
         duplicates: Duplicates = "keep",
+        queries: Literal["unit", "official"] = "unit",
         views: tuple[str, str] = ("query", "target"),
     ) -> None:
         super().__init__()
@@ -66,6 +70,7 @@ class Flair(nn.Module, Objective):
         self.learn = learn
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learn != "no")
         self.duplicates = duplicates
+        self.queries = queries
         self.pictures, self.texts = views
 
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
@@ -76,11 +81,12 @@ class Flair(nn.Module, Objective):
         whole = sigmoid_losses(local, everyone, self.pictures, self.texts, scale, self.bias, self.duplicates)
         conditioned = self._conditioned(local, everyone, scale, each)
         weights = local.weights[torch.searchsorted(local.sample, local.owners[self.pictures])]
+        part = len(local.sample) / samples
         mps, tcs = (whole * weights).sum() / texts, (conditioned * weights).sum() / (samples + each - 1)
         return {
             "loss": (mps + tcs) / 2,
-            "conditioned": tcs.detach(),
-            "whole": mps.detach(),
+            "conditioned": tcs.detach() / part,
+            "whole": mps.detach() / part,
             "temperature": (1 / scale).detach(),
             "bias": self.bias.detach(),
         }
@@ -93,7 +99,7 @@ class Flair(nn.Module, Objective):
         if pictures.tokens is None:
             raise RecipeError("FLAIR looks at parts: the model needs tokens: true")
         tokens, vectors = at_least_fp32(pictures.tokens), at_least_fp32(texts.vector)
-        queries = (vectors * math.sqrt(vectors.shape[1])).expand(len(tokens), -1, -1)
+        queries = self._queries(texts).expand(len(tokens), -1, -1)
         pooled = self.pooling(queries, tokens, pictures.mask)
         return (F.normalize(pooled, dim=-1) * vectors).sum(-1)
 
@@ -110,7 +116,7 @@ class Flair(nn.Module, Objective):
         match = Match(local, everyone, self.pictures, self.texts)
         drawn = self.drawn(len(tokens), len(everyone.sample), each, texts.device)
         chosen = choose_texts(match.row_owner, everyone.sample, match.column_owner, drawn)
-        queries = texts * math.sqrt(texts.shape[1])  # an LN's eps would weigh on unit vectors: their variance is 1 / E
+        queries = self._queries(view(everyone, self.texts))
         masked = None if bool(mask.all()) else mask
 
         def block(part: slice) -> Tensor:
@@ -124,6 +130,18 @@ class Flair(nn.Module, Objective):
                 return (losses.masked_fill(same & ~yes, 0.0) if self.duplicates == "mask" else losses).sum(1)
 
         return row_blocks(block, len(tokens), chosen.shape[1] * (tokens.shape[1] + texts.shape[1]))
+
+    def _queries(self, texts: Embedding) -> Tensor:
+        """(C, E), see `queries`."""
+        vectors = at_least_fp32(texts.vector)
+        if self.queries == "unit":  # an LN's eps would weigh on unit vectors: their variance is 1 / E
+            return vectors * math.sqrt(vectors.shape[1])
+        if texts.norm is None:
+            raise RecipeError(
+                f"`queries: official` needs the length of texts before they were made unit vectors: the view '{self.texts}' "
+                "holds one text per row, and the model has tokens: true"
+            )
+        return vectors * texts.norm.to(vectors.dtype)[:, None]
 
     def drawn(self, pictures: int, samples: int, each: int, device: torch.device) -> Tensor:
         """Which of its texts every other sample shows to every picture: (pictures, samples), 0 to `each` - 1."""

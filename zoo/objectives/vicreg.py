@@ -71,7 +71,8 @@ class VicReg(nn.Module, Objective):
             apart = mean_share(distances, local, everyone)
             halved = 0.5 if self.form == "official" else 1.0
             deviations = [deviation(side, self.epsilon) for side in sides]
-            flat = halved * torch.stack([(self.target_deviation - d).clamp(min=0).mean() for d in deviations]).sum()
+            missing = torch.stack([(self.target_deviation - d).clamp(min=0).mean() for d in deviations])
+            flat = missing.sum() * (halved if len(everyone.sample) > 1 else 0.0)
             repeated = torch.stack([repetition(side) for side in sides]).sum()
         # every rank computes these over all samples; gathered rows carry the gradient back to where they came from
         loss = self.invariance * apart + part * (self.variance * flat + self.covariance * repeated)
@@ -89,9 +90,9 @@ class VicReg(nn.Module, Objective):
 
 
 def deviation(rows: Tensor, epsilon: float) -> Tensor:
-    """(d,) sqrt(Var + epsilon) of every dimension of rows (n, d); infinite for a single row, of which nothing is asked."""
+    """(d,) sqrt(Var + epsilon) of every dimension of rows (n, d); sqrt(epsilon) for a single row."""
     if len(rows) < 2:
-        return rows.new_full((rows.shape[1],), torch.inf)
+        return rows.new_full((rows.shape[1],), epsilon**0.5)
     return (rows.var(0) + epsilon).sqrt()
 
 
