@@ -36,6 +36,29 @@ class Towers(EmbeddingModule):
         self.modes.append({name: part.training for name, part in self.named_modules() if name})
 
 
+def trained(module: Towers) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def test_fewer_patterns_freeze_less() -> None:
+    """A second fit of one module trains what only the first one froze, and not what others hold fixed."""
+    module = Towers([r"image\.", r"text\.0\."])
+    module.text[3].bias.requires_grad_(False)
+    module.train()
+    everything = set(dict(module.named_parameters())) - {"objective.temperature.parameter"}
+    module.setup("fit")
+    assert trained(module) == {"text.1.weight", "text.1.bias", "text.3.weight"}
+    assert not module.image.training
+    module.setup("fit")
+    module.freeze_patterns = (r"text\.0\.",)
+    module.setup("fit")
+    assert trained(module) == everything - {"text.0.weight", "text.0.bias", "text.3.bias"}
+    assert module.image.training and module.image[2].training and not module.text[0].training
+    module.freeze_patterns = ()
+    module.setup("fit")
+    assert trained(module) == everything - {"text.3.bias"}
+
+
 def batches(count: int) -> list[Batch]:
     owner = torch.arange(8)
     return [

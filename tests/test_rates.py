@@ -10,7 +10,7 @@ from torch import nn
 
 from zoo.errors import RecipeError
 from zoo.module import EmbeddingModule
-from zoo.nn.schedules import WarmupCosine
+from zoo.nn.schedules import WarmupCosine, WarmupLinear
 
 
 class Towers(EmbeddingModule):
@@ -62,6 +62,44 @@ def test_a_schedule_keeps_the_ratio() -> None:
         schedule.step()
     rates = rates_of(module, optimizer)
     assert 0 < rates["text.weight"][0] < 0.1
+    assert rates["image.weight"][0] == pytest.approx(0.1 * rates["text.weight"][0])
+
+
+def one_cycle(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+
+
+def cyclic(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, cycle_momentum=False)
+
+
+def behind_another(optimizer: torch.optim.Optimizer) -> Any:
+    first = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [first, one_cycle(optimizer)], [3])
+
+
+@pytest.mark.parametrize("scheduler", [one_cycle, cyclic, behind_another])
+def test_a_scheduler_that_sets_rates_itself_is_refused(scheduler: Any) -> None:
+    with pytest.raises(RecipeError, match=r"`rates` has no effect under \w+LR, which sets the rate of every parameter"):
+        Towers({r"image\.": 0.1}, scheduler=scheduler).configure_optimizers()
+    found = Towers(None, scheduler=scheduler).configure_optimizers()  # nothing is lost without `rates`
+    assert isinstance(found["lr_scheduler"]["scheduler"], torch.optim.lr_scheduler.LRScheduler)
+
+
+KEEPING: list[Any] = [
+    lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+    lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=5),
+    lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o),
+    lambda o: WarmupCosine(o, 5, 10),
+    lambda o: WarmupLinear(o, 5, 10),  # 0 for all at first
+]
+
+
+@pytest.mark.parametrize("scheduler", KEEPING)
+def test_schedulers_that_multiply_are_taken(scheduler: Any) -> None:
+    module = Towers({r"image\.": 0.1}, scheduler=scheduler)
+    optimizer = module.configure_optimizers()["optimizer"]
+    rates = rates_of(module, optimizer)
     assert rates["image.weight"][0] == pytest.approx(0.1 * rates["text.weight"][0])
 
 

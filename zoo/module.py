@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from math import isclose
 from typing import Any, Self
 
 import torch
@@ -67,6 +68,7 @@ class EmbeddingModule(LightningModule):
         self.gather_group = gather_group
         self.freeze_patterns = tuple(freeze)
         self.rates = dict(rates or {})
+        self._frozen: set[str] = set()  # parameters that would be trained but for `freeze`
         self._frozen_parts: list[nn.Module] = []
         self._begun: int | None = None
 
@@ -166,12 +168,18 @@ class EmbeddingModule(LightningModule):
         ]
 
     def apply_freeze(self) -> None:
-        """Switch gradients off where `freeze` matches. RecipeError for a pattern that matches nothing."""
+        """Switch gradients off where `freeze` matches, and on again where it did before and no longer does. RecipeError for
+        a pattern that matches nothing.
+        """
         names = dict(self.named_parameters())
+        for name in self._frozen & set(names):
+            names[name].requires_grad_(True)
+        self._frozen = set()
         for pattern in self.freeze_patterns:
             hits = [name for name in names if re.match(pattern, name)]
             if not hits:
                 raise RecipeError(f"freeze pattern '{pattern}' matches no parameter; there are e.g. {list(names)[:6]}")
+            self._frozen |= {name for name in hits if names[name].requires_grad}
             for name in hits:
                 names[name].requires_grad_(False)
         self._frozen_parts = [part for prefix, part in self.named_modules() if prefix and self._freezes(prefix, part)]
@@ -272,7 +280,11 @@ class EmbeddingModule(LightningModule):
                 group["lr"] = group["lr"] * self.rates[pattern]
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        scheduler = self.scheduler(optimizer)
+        if self.rates:
+            _check_ratios(rates, optimizer, scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ---- rows ---------------------------------------------------------------------------------------------------
 
@@ -343,6 +355,16 @@ class EmbeddingModule(LightningModule):
 
 
 _PARTS = tuple(part.name for part in fields(Embedding))
+
+
+def _check_ratios(rates: Sequence[float], optimizer: torch.optim.Optimizer, scheduler: object) -> None:
+    """Raise RecipeError if a scheduler set the rates of the groups itself, in other ratios than `rates` had put them."""
+    now = [float(group["lr"]) for group in optimizer.param_groups]
+    if not all(isclose(rates[0] * lr, now[0] * rate, rel_tol=1e-6) for rate, lr in zip(rates, now, strict=True)):
+        raise RecipeError(
+            f"`rates` has no effect under {type(scheduler).__name__}, which sets the rate of every parameter itself: take a "
+            "scheduler that multiplies the optimizer's rate, such as WarmupCosine, or leave `rates` out"
+        )
 
 
 def _is_finite(value: Tensor, infinities: bool = False) -> bool:

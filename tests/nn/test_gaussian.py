@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures.test_projector import projector
-from torch import Tensor
+from torch import Tensor, nn
 
 import zoo.testing
 from zoo.errors import RecipeError
@@ -61,6 +61,21 @@ def test_the_table_follows_the_weights() -> None:
     torch.testing.assert_close(head.eval()(given), in_training)
     with pytest.raises(RecipeError, match="weights for 9 tokens, this row has 12"):
         head(states(length=12))
+
+
+def test_the_table_follows_weights_that_are_loaded() -> None:
+    """In evaluation mode, as `zoo.load` and a server do it; alone or as a part of a model."""
+    torch.manual_seed(0)
+    trained, given = GeneralizedPooling(4, 6, max_length=9), States(torch.zeros(2, 4), torch.randn(2, 7, 4))
+    nn.init.normal_(trained.score.weight)
+    wanted = trained.train()(given)
+    head = GeneralizedPooling(4, 6, max_length=9).eval()
+    head.load_state_dict(trained.state_dict())
+    torch.testing.assert_close(head(given), wanted)
+    whole = nn.ModuleList([GeneralizedPooling(4, 6, max_length=9)]).eval()
+    whole.load_state_dict(nn.ModuleList([trained]).state_dict())
+    assert not whole[0].training
+    torch.testing.assert_close(whole[0](given), wanted)
 
 
 def test_variance_starts_small_and_is_held_within_limits() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from zoo.nn.latent_heads import masked_mean
 from zoo.nn.pooling import LastToken, MeanPooling
 
 LENGTHS = [4, 1, 6]
@@ -48,6 +49,22 @@ def test_mean(side: str, silent: int | None) -> None:
         added = [state for state, real, token in zip(row, m, i, strict=True) if real and token.item() != silent]
         expected.append(sum(added, torch.zeros(5)) / int(m.sum()))
     torch.testing.assert_close(MeanPooling(silent)(hidden, mask, ids), torch.stack(expected))
+
+
+@pytest.mark.parametrize("count", [3, 4097])
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_mean_in_half_precision(precision: torch.dtype, count: int) -> None:
+    """The sum is beyond float16's 65,504, and 4,097 is no number of it; the mean is neither."""
+    hidden = (torch.rand(2, count, 5, generator=torch.Generator().manual_seed(0)) * 100 + 30_000).to(precision)
+    mask = torch.ones(2, count, dtype=torch.long)
+    mask[1, count // 2 :] = 0
+    exact = torch.stack([hidden[0].double().mean(0), hidden[1, : count // 2].double().mean(0)])
+    for found in (MeanPooling()(hidden, mask, mask), masked_mean(hidden, mask)):
+        assert found.dtype == precision
+        torch.testing.assert_close(found.double(), exact, rtol=torch.finfo(precision).eps, atol=0)
+    both = MeanPooling()(hidden.double(), mask, mask)
+    assert both.dtype == torch.float64
+    torch.testing.assert_close(both, exact, rtol=1e-12, atol=0)
 
 
 def test_silent_token_is_the_official_mean_of_a_batch_of_one() -> None:

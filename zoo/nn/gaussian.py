@@ -111,9 +111,10 @@ class GeneralizedPooling(StatesHead):
         self.max_length = max_length
         self.register_buffer("codes", sinusoids(max_length, code), persistent=False)
         self.register_buffer("table", torch.zeros(max_length + 1, max_length), persistent=False)
+        self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Self:
-        """As of any module; leaving training writes the table anew."""
+        """As of any module; leaving training writes the table anew, as loading does."""
         super().train(mode)
         if not mode and not self.table.is_meta:
             with torch.no_grad():
@@ -150,6 +151,10 @@ class GeneralizedPooling(StatesHead):
         behind = torch.arange(self.max_length, device=counts.device) >= lengths[:, None]
         weights: Tensor = scores.masked_fill(behind, -torch.inf).softmax(1)[which]
         return weights
+
+
+def _after_loading(pooling: nn.Module, _: object) -> None:
+    pooling.train(pooling.training)
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -200,5 +200,6 @@ def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
     """(R, L, E), mask (R, L) with 1 for real tokens or None -> (R, E)."""
     if mask is None:
         return tokens.mean(1)
-    kept = mask.unsqueeze(-1).to(tokens.dtype)
-    return (tokens * kept).sum(1) / kept.sum(1).clamp(min=1)
+    kept, wide = mask.unsqueeze(-1).to(tokens.dtype), torch.promote_types(tokens.dtype, torch.float32)
+    total = (tokens * kept).sum(1, dtype=wide)  # of many tokens it is beyond float16
+    return (total / kept.sum(1, dtype=wide).clamp(min=1)).to(tokens.dtype)

@@ -52,5 +52,6 @@ class MeanPooling(nn.Module, Pooling):
 
     def forward(self, hidden: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
         summed = mask if self.silent_token is None else mask * (input_ids != self.silent_token)
-        total = (hidden * summed.unsqueeze(-1).to(hidden.dtype)).sum(dim=1)
-        return total / mask.sum(dim=1, keepdim=True).clamp(min=1).to(hidden.dtype)
+        wide = torch.promote_types(hidden.dtype, torch.float32)  # the sum of a long text is beyond float16
+        total = (hidden * summed.unsqueeze(-1).to(hidden.dtype)).sum(dim=1, dtype=wide)
+        return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden.dtype)
