@@ -247,7 +247,7 @@ def read_bundle(folder: Path) -> Bundle:
         digests = {str(name): str(entry["sha256"]) for name, entry in files.items()}
     except FileNotFoundError as error:
         raise WeightsError(f"{folder} is no bundle: it has no {MANIFEST}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WeightsError(f"{folder / MANIFEST} is damaged ({error!r}); fetch or copy the bundle again") from error
     if form > FORMAT:
         raise WeightsError(f"{folder} has bundle format {form}, this zoo reads up to {FORMAT}; upgrade embedding-zoo")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch.overrides import TorchFunctionMode
 
 from zoo import catalog, trust
@@ -20,7 +20,7 @@ from zoo.embedder import Embedder
 from zoo.errors import RecipeError, WeightsError, ZooError
 from zoo.hub import HubPlace
 from zoo.module import EmbeddingModule
-from zoo.parsing import AS_TEXT, explain
+from zoo.parsing import AS_TEXT, explain, explain_built
 from zoo.recipe import Recipe, Weights, read_recipe
 from zoo.registry import import_parts, without_working_folder
 from zoo.weights import fetch_folder, load_strictly, missing_keys, read_state, verify
@@ -92,8 +92,7 @@ def build_model(model: Mapping[str, Any], recipe: str) -> EmbeddingModule:
         settings = parser.parse_object(given)
     except ArgumentError as error:
         raise explain(error, recipe) from error
-    built: EmbeddingModule = parser.instantiate(settings).model
-    return built
+    return _instantiated(parser, settings, recipe)
 
 
 def _built_from_elsewhere(given: dict[str, Any], recipe: str) -> EmbeddingModule:
@@ -107,7 +106,14 @@ def _built_from_elsewhere(given: dict[str, Any], recipe: str) -> EmbeddingModule
             raise (trust.refusal(refused[0]) if refused else explain(error, recipe)) from error
     trust.check_parsed(settings.model)
     with without_working_folder():
+        return _instantiated(parser, settings, recipe)
+
+
+def _instantiated(parser: ArgumentParser, settings: Namespace, recipe: str) -> EmbeddingModule:
+    try:
         built: EmbeddingModule = parser.instantiate(settings).model
+    except Exception as error:  # constructors of libraries raise what they like
+        raise explain_built(error, recipe) from error
     return built
 
 

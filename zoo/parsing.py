@@ -6,10 +6,11 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable
+from traceback import walk_tb
 
 from jsonargparse import set_loader, set_parsing_settings
 
-from zoo.errors import RecipeError, suggest
+from zoo.errors import RecipeError, ZooError, suggest
 
 # Without this a mapping {class_path, init_args} makes an object of ANY class where a parameter is typed Any, as in the
 # config fields of a backbone: a stranger's recipe could run what it likes. Holds for every parser of this process.
@@ -63,6 +64,26 @@ def explain(error: Exception, recipe: str, options: Iterable[str] = ()) -> Recip
         cause += f" ({mark[0]})"
     where = ".".join(keys) + (f" ({owner.rpartition('.')[2]})" if owner else "")
     return RecipeError(f"recipe '{recipe}': {where}: {cause}" if where else f"recipe '{recipe}': {cause}")
+
+
+def explain_built(error: Exception, recipe: str) -> ZooError:
+    """What a constructor says of its arguments, without the parser's list of all that it tried around it."""
+    cause: BaseException = error
+    while not isinstance(cause, ZooError) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, ZooError):
+        return cause
+    told = (str(cause).splitlines() or [""])[0]
+    kind = "" if told and isinstance(cause, ValueError | RuntimeError | AssertionError) else f"{type(cause).__name__}: "
+    return RecipeError(f"recipe '{recipe}': {_constructed(cause)} can't be built: {kind}{told}")
+
+
+def _constructed(error: BaseException) -> str:
+    """The innermost class of the zoo whose constructor the error came through; else the outermost of others."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "__init__"]
+    classes = [type(frame.f_locals["self"]) for frame in frames if "self" in frame.f_locals]
+    ours = [found for found in classes if found.__module__.startswith("zoo.")]
+    return (ours[-1] if ours else classes[0]).__name__ if classes else "the model"
 
 
 def _worded(cause: str, owner: str, options: Iterable[str]) -> str:

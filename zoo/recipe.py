@@ -143,10 +143,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The content of a recipe file, whose card is not checked.
 
     Raises:
-        RecipeError: it can't be read, is no YAML or no mapping, or a key stands twice in it; names the file.
+        RecipeError: it can't be read, is no YAML or no mapping, a key stands twice in it, or it is made to stop whoever
+            reads it; names the file.
     """
     try:
-        raw = yaml.load(path.read_text("utf-8"), Loader=_Loader)
+        text = path.read_text("utf-8")
+        _check_extent(text)
+        raw = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} can't be read: {error}") from error
     except yaml.YAMLError as error:
@@ -233,6 +236,50 @@ def _check_digests(digests: Any, where: str) -> None:
 
 
 # ---- YAML ------------------------------------------------------------------------------------------------------------
+
+_MOST_VALUES = 100_000  # ours: the largest recipe here has 400; aliases count as what they stand for
+_DEEPEST = 100  # ours: the deepest recipe here has 17 levels
+_LONGEST_NUMBER = 400  # ours: characters; Python reads integers of 4,300 digits, and the largest float has 309
+_NUMBER = re.compile(r"[-+]?[\d_.:xob]*[a-fA-F\d_.:eE+-]+")
+
+
+def _check_extent(text: str) -> None:
+    """Raise YAMLError for text whose values are too many, too deep or too long, before anything is made of it.
+
+    A few lines of aliases stand for billions of values, and one that holds itself for endlessly many.
+    """
+    anchors: dict[str, int | None] = {}  # name -> values that it stands for; None = it is not closed yet
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, and values before it
+    values = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            size = anchors.get(str(event.anchor), 0)  # unknown ones are an error of their own
+            if size is None:
+                raise _marked(f"'{event.anchor}' holds itself", event)
+            values += size
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, values))
+            values += 1
+            if event.anchor:
+                anchors[event.anchor] = None
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            if anchor:
+                anchors[anchor] = values - before
+        elif isinstance(event, yaml.ScalarEvent):
+            values += 1
+            if event.anchor:
+                anchors[event.anchor] = 1
+            if event.implicit[0] and len(event.value) > _LONGEST_NUMBER and _NUMBER.fullmatch(event.value):
+                raise _marked(f"a number of {len(event.value):,} digits", event)
+        if values > _MOST_VALUES:
+            raise _marked(f"more than {_MOST_VALUES:,} values (aliases count as what they stand for)", event)
+        if len(open_nodes) > _DEEPEST:
+            raise _marked(f"more than {_DEEPEST} levels", event)
+
+
+def _marked(problem: str, event: yaml.Event) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]  # a C mark is one
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the C one where it was built

@@ -38,6 +38,8 @@ class TimmImage(nn.Module, PatchTower):
         if not timm.is_model(name):
             raise UnknownNameError("timm model", name, timm.list_models(), "(timm.list_models() has them all)")
         options = dict(arguments or {})
+        if "checkpoint_path" in options:
+            raise RecipeError("timm reads `checkpoint_path` in ways of its own; name the weights under `pretrained`")
         if patch_dropout:
             options["patch_drop_rate"] = patch_dropout
         try:
