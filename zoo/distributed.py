@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-@cache
 def group_of(size: int) -> Any:
     """The process group of this rank when all ranks are divided into groups of `size` neighbours; None = all of them.
 
@@ -26,9 +26,13 @@ def group_of(size: int) -> Any:
     world = world_size()
     if size < 1 or world % size:
         raise RecipeError(f"{world} processes can't be divided into groups of {size}")
-    if size == world:
-        return None
-    groups = [dist.new_group(list(range(start, start + size))) for start in range(0, world, size)]
+    return None if size == world else _group_of(size, dist.group.WORLD)
+
+
+@cache
+def _group_of(size: int, everyone: Any) -> Any:
+    """`everyone` tells this training from an earlier one of the same process, whose groups are gone."""
+    groups = [dist.new_group(list(range(start, start + size))) for start in range(0, dist.get_world_size(), size)]
     return groups[dist.get_rank() // size]
 
 
@@ -47,11 +51,17 @@ def gather_rows(rows: Tensor, counts: list[int], group: Any = None) -> Tensor:
 
 def row_counts(rows: int, device: torch.device, group: Any = None) -> list[int]:
     """Number of rows on every rank of the group."""
+    return [one[0] for one in gather_numbers([rows], device, group)]
+
+
+def gather_numbers(numbers: Sequence[int], device: torch.device, group: Any = None) -> list[list[int]]:
+    """The numbers of every rank of the group, of which all have equally many."""
     if world_size() == 1:
-        return [rows]
-    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(counts, torch.tensor([rows], device=device), group=group)
-    return [int(count) for count in counts]
+        return [list(numbers)]
+    mine = torch.tensor(numbers, dtype=torch.int64, device=device)
+    found = [torch.zeros_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(found, mine, group=group)
+    return [one.tolist() for one in found]
 
 
 class _GatherRows(torch.autograd.Function):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from math import isclose
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -17,11 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from zoo.data.source import Processor
-from zoo.distributed import gather_rows, group_of, rank_in, row_counts, world_size
+from zoo.distributed import group_of, world_size
 from zoo.errors import NonFiniteError, RecipeError, WeightsError
 from zoo.nn.fingerprint import weights_digest
 from zoo.objectives.objective import Objective
-from zoo.types import Batch, Embedding, Encoded, Graph, Inputs, Mixture
+from zoo.rows import gathered, joined
+from zoo.types import Batch, Embedding, Encoded, Graph, Inputs
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -299,9 +299,9 @@ class EmbeddingModule(LightningModule):
             return self.encode(inputs)
         chunks = self.processor.split(inputs, self.chunk_size)
         if not torch.is_grad_enabled():
-            return _joined([self.encode(chunk) for chunk in chunks])
+            return joined([self.encode(chunk) for chunk in chunks])
         self._refuse_batch_statistics()
-        return _joined([_checkpointed(self, chunk) for chunk in chunks])
+        return joined([_checkpointed(self, chunk) for chunk in chunks])
 
     def _refuse_batch_statistics(self) -> None:
         """A chunk is no batch: averaged over it, batch norms would give other vectors, and count it twice."""
@@ -333,25 +333,7 @@ class EmbeddingModule(LightningModule):
         """Rows of all ranks of the group; renumbers the owners of `local` in place so that both agree."""
         if world_size() == 1:
             return local
-        device, group = local.labels.device, group_of(self._group_size)
-        samples = row_counts(len(local.sample), device, group)
-        start = sum(samples[: rank_in(group)])
-        local.sample = local.sample + start
-        local.owners = {name: owner + start for name, owner in local.owners.items()}
-        local.mixed = {name: Mixture(one.partner + start, one.share) for name, one in local.mixed.items()}
-        counts = {name: row_counts(len(owner), device, group) for name, owner in local.owners.items()}
-        return Encoded(
-            views={name: _gather_embedding(e, counts[name], group) for name, e in local.views.items()},
-            owners={name: gather_rows(o, counts[name], group) for name, o in local.owners.items()},
-            keys={name: gather_rows(k, counts[name], group) for name, k in local.keys.items()},
-            labels=gather_rows(local.labels, samples, group),
-            weights=gather_rows(local.weights, samples, group),
-            sample=gather_rows(local.sample, samples, group),
-            mixed={
-                name: Mixture(*(gather_rows(part, counts[name], group) for part in (one.partner, one.share)))
-                for name, one in local.mixed.items()
-            },
-        )
+        return gathered(local, group_of(self._group_size))
 
 
 _PARTS = tuple(part.name for part in fields(Embedding))
@@ -385,31 +367,6 @@ def _checkpointed(module: EmbeddingModule, chunk: Inputs) -> Embedding:
         return tuple(getattr(e, name) for name in _PARTS)
 
     return Embedding(*checkpoint(run, use_reentrant=False))  # type: ignore[arg-type]  # a vector there always is
-
-
-def _fields(chunks: Sequence[Embedding], combine: Any) -> Embedding:
-    values = [[getattr(e, name) for e in chunks] for name in _PARTS]
-    vector, *others = (None if column[0] is None else combine(column) for column in values)
-    assert vector is not None  # every embedding has one
-    return Embedding(vector, *others)
-
-
-def _joined(chunks: Sequence[Embedding]) -> Embedding:
-    return _fields(chunks, torch.cat)
-
-
-def _gather_embedding(embedding: Embedding, counts: list[int], group: Any) -> Embedding:
-    return _fields([_padded(embedding, group)], lambda column: gather_rows(column[0], counts, group))
-
-
-def _padded(embedding: Embedding, group: Any) -> Embedding:
-    """With as many tokens as the longest rows of all ranks have: texts are padded per batch."""
-    if embedding.tokens is None or embedding.mask is None:
-        return embedding
-    tokens, mask = embedding.tokens, embedding.mask
-    missing = max(row_counts(tokens.shape[1], tokens.device, group)) - tokens.shape[1]
-    words = None if embedding.words is None else F.pad(embedding.words, (0, missing), value=-1)
-    return replace(embedding, tokens=F.pad(tokens, (0, 0, 0, missing)), mask=F.pad(mask, (0, missing)), words=words)
 
 
 def _named(ids: Sequence[str], most: int = 8) -> str:

@@ -47,7 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"similarity"},
     "data": {"distributed", "files", "machine", "progress", "tables", "trust"},
     # models
-    "module": {"data", "distributed", "nn", "objectives"},
+    "rows": {"distributed"},
+    "module": {"data", "distributed", "nn", "objectives", "rows"},
     "architectures": {"data", "module", "nn", "objectives", "registry"},
     "latents": {"ahead", "data", "nn", "progress"},
     "callbacks": {"data", "distributed", "files", "latents", "machine", "metrics", "progress", "weights"},
