@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
+import signal
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from zoo.callbacks.history import SECONDS, History
+
 LAST = Path("runs/mine/checkpoints/last.ckpt")
 READ: list[tuple[int, int]] = []  # by `Reader`: (step, what the file of that step says)
+
+CURVES: list[tuple[str, tuple[tuple[int, float], ...]]] = []  # by `Peaked`
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing of the zoo catches it, and no checkpoint is written."""
 
 
 class Reader(Callback):
@@ -53,3 +63,38 @@ class Overflown(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         pl_module.register_buffer("mean", torch.full((4,), -torch.inf))  # as a mask is
+
+
+class Peaked(Callback):
+    """Logs `val/peaked`, which is highest at a step; keeps the curves of the fit in `CURVES`."""
+
+    def __init__(self, peak: int) -> None:
+        self.peak = peak
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        pl_module.log("val/peaked", -float(abs(trainer.global_step - self.peak)))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        history = next(c for c in trainer.callbacks if isinstance(c, History))
+        CURVES[:] = sorted((name, tuple(curve)) for name, curve in history.curves.items() if name != SECONDS)
+
+
+class Stopped(Callback):
+    """Ends the process at a step: asked to in its batch (SIGTERM), or killed in the validation behind it (kill); or kills it
+    when so many batches are done (crash).
+    """
+
+    def __init__(self, after: int, how: str) -> None:
+        self.after, self.how = after, how
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.after and self.how == "SIGTERM":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.how == "crash" and trainer.fit_loop.total_batch_idx == self.after:
+            raise Killed
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.after and trainer.state.fn == "fit" and self.how == "kill":
+            raise Killed

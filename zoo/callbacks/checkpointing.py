@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from zoo.callbacks.checkpoint_files import CheckpointFiles
 from zoo.errors import NonFiniteError, WeightsError
 
+_DUE = "validation_due"  # in a checkpoint: whether the run was stopped before the validation of its step was finished
 _STEP_STRIDE = 1_000_003  # a prime: (seed, step, rank) -> seed of that step, without collisions in practice
 
 
@@ -24,6 +25,8 @@ class ResumableCheckpoint(ModelCheckpoint):
     What makes the continuation exact: the data order is a function of (seed, epoch, position), and so are the random
     numbers inside the model: every training step starts from a seed made of (`seed`, step, rank), so no generator state
     has to survive. `--ckpt_path last` picks the file up; on the CPU the weights come out bit-equal to an unbroken run.
+
+    A validation before or in which the run was stopped is made up for: curves, best step and bundle come out the same, too.
 
     All checkpoints of its Trainer are written whole or not at all (`CheckpointFiles`), so a kill while saving leaves the
     previous file. Weights or optimizer states that are not finite are never saved: the last good checkpoint stays.
@@ -38,6 +41,8 @@ class ResumableCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.seed = seed
+        self._validated = -1  # the batch behind which the last validation was finished
+        self._end: int | None = None  # max_steps, while it is put off
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have all checkpoints of this Trainer written and read safely, unless it was given another way to do so."""
@@ -45,14 +50,31 @@ class ResumableCheckpoint(ModelCheckpoint):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFiles()
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note whether a validation of this very batch is still to come."""
+        checkpoint[_DUE] = _validates(trainer) and self._validated != trainer.fit_loop.total_batch_idx
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """WeightsError if fitting can't go on from it."""
-        if trainer.state.fn == "fit" and not {"optimizer_states", "lr_schedulers"} <= checkpoint.keys():
+        if trainer.state.fn != "fit":
+            return
+        if not {"optimizer_states", "lr_schedulers"} <= checkpoint.keys():
             path = trainer.ckpt_path
             raise WeightsError(
                 f"{path} holds weights only, and no run can go on from that: give a last.ckpt, or start a new run from "
                 f"these weights (--start path:{path})"
             )
+        self._last_global_step_saved = int(checkpoint["global_step"])
+        if checkpoint.get(_DUE) and trainer.enable_validation:
+            # where all steps are done Lightning would not even begin; `on_train_start` sets the end back
+            self._end, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up for a validation before which the run was stopped: Lightning takes it for done."""
+        super().on_train_start(trainer, pl_module)
+        if self._end is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._end = self._end, None
+            _validate(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Fix the random numbers of this step."""
@@ -67,18 +89,30 @@ class ResumableCheckpoint(ModelCheckpoint):
         Here and not at the very end: Lightning counts an epoch that was cut short as done by then, and more steps that
         follow would begin the next one.
         """
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return  # the gradients so far would be lost; the checkpoint before them is exact
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        # inside an accumulation window the gradients so far would be lost; the checkpoint before it is exact
-        accumulating = trainer.fit_loop._should_accumulate()
-        if _is_last(trainer) and not accumulating and self._last_global_step_saved != trainer.global_step:
+        if _is_last(trainer) and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save before a validation, which may be long, so that ending it loses no training step."""
+        """Save before a validation, which may be long, so that ending it loses no training step. A process that was asked to
+        end does not begin it.
+        """
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        fitting = fitting and not trainer.fit_loop._should_accumulate()
-        if fitting and self._last_global_step_saved != trainer.global_step:
+        if not fitting or trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        if self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if (
+            trainer.received_sigterm and trainer.world_size == 1
+        ):  # of several processes Lightning ends all at once, later
+            raise SIGTERMException
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the validation of this batch is done."""
+        super().on_validation_end(trainer, pl_module)
+        self._validated = trainer.fit_loop.total_batch_idx
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say where to go on from; a checkpoint is not written here, its state could be half of a step."""
@@ -99,6 +133,22 @@ def _is_last(trainer: Trainer) -> bool:
     last_step = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     last_epoch = epochs is not None and epochs >= 0 and trainer.current_epoch + 1 >= epochs
     return trainer.received_sigterm or trainer.should_stop or last_step or (last_epoch and trainer.is_last_batch)
+
+
+def _validates(trainer: Trainer) -> bool:
+    """Whether Lightning validates after the current batch."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def _validate(trainer: Trainer) -> None:
+    """Validate as Lightning does between two batches."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    loop._has_run = False  # or a restarted epoch that is complete would not end
+    trainer.training = True
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 MOST_POINTS = 2000  # of a training curve; then it is thinned to half, and so is what follows (ours)
 LEARNING_RATE = "train/learning_rate"
 SECONDS = "train/seconds"
+GRADIENT_NORM = "train/grad_norm"  # the only one that is logged once per optimizer step, not per batch
 
 Curve = list[tuple[int, float]]  # (optimizer step, value)
 
@@ -75,8 +76,10 @@ class History(Callback):
         """Add this batch to the means; write a point when it is due."""
         self.samples += len(batch.ids) * trainer.world_size
         self._batches += 1
+        stepped = not trainer.fit_loop.epoch_loop._should_accumulate()
         for name, value in trainer.callback_metrics.items():
-            if name.startswith("train/"):
+            # between two steps the norm of the last one is still there, or after a restart none
+            if name.startswith("train/") and (stepped or name != GRADIENT_NORM):
                 total, count = self._sums.get(name, (0.0, 0))
                 self._sums[name] = (total + value.detach(), count + 1)
         if self._batches < self.every_n_steps:
