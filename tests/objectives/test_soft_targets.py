@@ -35,7 +35,7 @@ def distilled(
         believed = (scale * batch.views[f"{rows}_momentum"].vector @ every.T + away).softmax(1)
         target = alpha * believed + (1 - alpha) * own
         logs = (scale * batch.views[rows].vector @ every.T + away).log_softmax(1)
-        weights = batch.weights[batch.owners[rows]]
+        weights = batch.weights[batch.owners[rows]] * len(batch.sample) / len(batch.owners[rows])
         total = total - (weights * (target * logs.masked_fill(hidden[rows], 0.0)).sum(1)).sum() / len(batch.sample)
     return total / 2
 
@@ -149,7 +149,7 @@ def test_softened_equals_the_matrices(softness: float, each: int) -> None:
         own = (batch.owners[rows][:, None] == batch.owners[columns]).double()
         target = softness * logits.detach().softmax(1) + (1 - softness) * own / own.sum(1, keepdim=True)
         losses = -(target * logits.log_softmax(1)).sum(1)
-        expected = expected + (losses * batch.weights[batch.owners[rows]]).sum() / 10
+        expected = expected + (losses * batch.weights[batch.owners[rows]]).sum() / 2 / len(losses)
     found = SoftenedInfoNCE(0.125, learn="linear", softness=softness).double()(batch, batch)
     close(outcome(found["loss"], leaves(batch)), outcome(expected, leaves(batch)))
     if softness == 0 and each == 1:

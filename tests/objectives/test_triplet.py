@@ -25,13 +25,13 @@ def loop(batch: Encoded, margin: float, hardest: bool, same=lambda i, j: i == j,
         [[(cells[i][j], i, owner[j]) for j in range(len(target))] for i in range(len(query))],
         [[(cells[i][j], owner[j], i) for i in range(len(query))] for j in range(len(target))],
     ]
-    for side in sides:
+    for side, each in zip(sides, (1, len(target) // len(query)), strict=True):  # rows of one sample share its weight
         for row in side:
             positive = min((c for c, a, b in row if same(a, b)), key=number)
             costs = [margin - positive + c for c, a, b in row if not same(a, b) and not hidden(a, b)]
             costs = [cost for cost in costs if cost > 0]
             if costs:
-                total = total + (max(costs, key=number) if hardest else sum(costs))
+                total = total + (max(costs, key=number) if hardest else sum(costs)) / each
     return total / len(batch.sample)
 
 

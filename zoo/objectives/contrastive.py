@@ -58,7 +58,7 @@ def softmax_losses(
 
     Args:
         rows: (R, D). Half precision is raised to fp32, fp64 stays.
-        columns: (C, D).
+        columns: (C, D); there may be none where there are no rows.
         scale: scalar; gets a gradient.
         target: (R,) int64, the one right column of each row; or `Target`, for several or soft ones.
         adjust: see `Adjust`.
@@ -79,7 +79,9 @@ def softmax_losses(
     rows, columns, scale = at_least_fp32(rows), at_least_fp32(columns), at_least_fp32(scale)
     options = _Softmax(target, adjust, smoothing, both, _step(len(columns), cells))
     with torch.autocast(rows.device.type, enabled=False):
-        if len(rows) * len(columns) <= dense:
+        if not len(columns):
+            found = _nothing(rows, columns, scale)
+        elif len(rows) * len(columns) <= dense:
             found = _dense(rows, columns, scale, options)
         else:
             found = _TiledSoftmax.apply(rows, columns, scale, options)
@@ -166,6 +168,12 @@ def _dense(rows: Tensor, columns: Tensor, scale: Tensor, options: _Softmax) -> t
         return losses, losses.new_zeros(0), correct
     turned = _Softmax(_inverse(options.target), options.adjust, options.smoothing, False, options.step)
     return losses, _row_terms(logits.T, logits.logsumexp(0), turned, everything)[0], correct
+
+
+def _nothing(rows: Tensor, columns: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """No rows against no columns, still part of the graph: all processes must have the same gradients to share."""
+    losses = ((rows * scale) @ columns.T).sum(1)
+    return losses, losses, torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
 
 
 def _inverse(target: Any) -> Tensor:

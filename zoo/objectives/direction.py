@@ -36,7 +36,7 @@ class Direction:
 
         Each stands against the rows of its own sample only, or against all.
         """
-        self.columns = torch.cat([self.columns, self.everyone.views[name].vector])
+        self.columns = torch.cat([self.columns, view(self.everyone, name).vector])
         self._extra.append(lambda part: self._hidden_negatives(part, name, own_only))
 
     def extend_own_side(self) -> None:
@@ -62,17 +62,20 @@ class Direction:
 
     def _targets(self, part: slice) -> Tensor:
         """Own cells, or all that are as right, of equal weight."""
-        cells = self.match.same(part) if self.duplicates == "positive" else self.match.own(part)
-        target = cells.to(self.rows.dtype if self.rows.dtype == torch.float64 else torch.float32)
+        target = self._right(part).to(self.rows.dtype if self.rows.dtype == torch.float64 else torch.float32)
         target /= target.sum(1, keepdim=True)
         return F.pad(target, (0, len(self.columns) - target.shape[1]))
 
     def _adjusted(self, logits: Tensor, part: slice, scale: Tensor, adjust: Sequence[Adjustment]) -> Tensor:
-        own = F.pad(self.match.own(part), (0, len(self.columns) - len(self.match.column_owner)))
+        right = F.pad(self._right(part), (0, len(self.columns) - len(self.match.column_owner)))
         logits = logits.masked_fill(self._hidden(part), -torch.inf)
         for change in adjust:
-            logits = change(logits, own, scale.detach())
+            logits = change(logits, right, scale.detach())
         return logits
+
+    def _right(self, part: slice) -> Tensor:
+        """(r, columns of the other view) bool: the cells that are targets."""
+        return self.match.same(part) if self.duplicates == "positive" else self.match.own(part)
 
     def _hidden(self, part: slice) -> Tensor:
         """(r, C) cells that are taken out."""

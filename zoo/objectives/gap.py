@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.objectives.contrastive import at_least_fp32, row_blocks
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.match import Match
 from zoo.objectives.objective import Objective, share, view
 from zoo.types import Encoded
@@ -24,7 +25,8 @@ class ContrastiveGap(nn.Module, Objective):
         (torch.pdist).
 
     Inputs:
-        the views `query` and `target` (named by `views`), one row per sample or several.
+        the views `query` and `target` (named by `views`), one row per sample or several. A row whose sample lacks the other
+        view weighs nothing.
 
     Args:
         contrastive: the loss that the terms are added to (official: InfoNCE, symmetric, temperature 0.01, not learned).
@@ -61,6 +63,7 @@ class ContrastiveGap(nn.Module, Objective):
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
         """See `Objective`. Besides `loss` and what the contrastive loss reports: `contrastive` and each term in use."""
         found = dict(self.contrastive(local, everyone))
+        local, everyone = counterparts(local, everyone, self.query, self.target)
         part = len(local.sample) / len(everyone.sample)
         loss = found.pop("loss")
         found["contrastive"] = loss.detach() / part

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.objectives.contrastive import row_blocks
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.direction import Duplicates
 from zoo.objectives.draws import Draws
 from zoo.objectives.infonce import InfoNCE
@@ -31,7 +32,8 @@ class GeodesicMixup(nn.Module, Objective):
         L = CLIP + w_m2 m2 + w_v V + w_l L + w_vl VL
 
     Inputs:
-        the views `query` and `target` (named by `views`), one row per sample each.
+        the views `query` and `target` (named by `views`), one row per sample each. A sample that lacks one of them
+        weighs nothing.
 
     Args:
         temperature: start value of CLIP's loss and of V, L and VL (official: 0.01, fixed). learn, max_scale, duplicates: as
@@ -77,17 +79,19 @@ class GeodesicMixup(nn.Module, Objective):
 
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
         """See `Objective`. Besides `loss` and InfoNCE's reports: `contrastive` and each term in use."""
+        local, everyone = counterparts(local, everyone, self.query, self.target)
         found = self.contrastive(local, everyone)
         part = len(local.sample) / len(everyone.sample)
         loss, scale = found.pop("loss"), self.contrastive.temperature()
         found["contrastive"] = loss.detach() / part
-        left, right, own = paired(everyone, self.query), paired(everyone, self.target), places(local, everyone)
+        left, right = paired(everyone, self.query), paired(everyone, self.target)
+        own = places(local, everyone, self.query)
         for (name, weight), lam in zip(self.weights.items(), self.draws.beta(self.concentrations), strict=True):
             if weight:
                 losses = self._m2(left, right, own, scale, lam) if name == "m2" else None
                 if losses is None:
                     losses = self._with_partners(name, left, right, own, scale, lam)
-                term = mean_share(losses, local, everyone)
+                term = mean_share(losses, local, everyone, self.query)
                 loss = loss + weight * term
                 found[name] = term.detach() / part
         self.draws.advance()

@@ -8,10 +8,13 @@ from typing import Literal
 from torch import Tensor, nn
 
 from zoo.objectives.adjust import Adjustment
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.direction import Direction, Duplicates
-from zoo.objectives.objective import Objective, share
+from zoo.objectives.objective import Objective, row_mean, share
 from zoo.objectives.temperature import Cap, Learn, Temperature
 from zoo.types import Encoded
+
+NEGATIVES = "negatives"  # what sources call them
 
 
 class InfoNCE(nn.Module, Objective):
@@ -21,7 +24,8 @@ class InfoNCE(nn.Module, Objective):
         L_i = -log exp(s(q_i, t_i)) / sum_j exp(s(q_i, t_j)), s = cosine / temperature, mean over i (arXiv:1807.03748).
 
     Inputs:
-        the views `query` and `target`, one row per sample each; optionally `negatives`, any number of rows per sample.
+        the views `query` and `target` (named by `views`), one row per sample or several; optionally `negatives`, any
+        number of rows per sample. A row whose sample lacks the other view weighs nothing.
 
     Args:
         temperature: start value (fixed unless `learn`).
@@ -41,6 +45,10 @@ class InfoNCE(nn.Module, Objective):
         limits: least and largest value of a learned temperature (FuseMix, freeze-align: 0.001 and 0.5); None = free.
         cap: "official" = `max_scale` holds the scale, not the parameter behind it (FDT; see `Temperature`).
         views: names of the two sides.
+        negatives_view: name of the view of hard negatives; data may come without it if it has the default name.
+
+    Raises:
+        RecipeError: a view that the data does not give.
 
     Use with: VLM encoders, dual encoders, projectors. Relations: `symmetric` with `learn: log` is CLIP's loss.
     """
@@ -59,6 +67,7 @@ class InfoNCE(nn.Module, Objective):
         limits: tuple[float, float] | None = None,
         cap: Cap = "parameter",
         views: tuple[str, str] = ("query", "target"),
+        negatives_view: str = NEGATIVES,
     ) -> None:
         super().__init__()
         self.temperature = Temperature(temperature, learn, max_scale, limits, cap)
@@ -69,13 +78,15 @@ class InfoNCE(nn.Module, Objective):
         self.intra_modal = intra_modal
         self.adjust = list(adjust)
         self.query, self.target = views
+        self.negatives_view = negatives_view
 
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
         """See `Objective`. Besides `loss`: `temperature` and `accuracy` (the share of queries that prefer their own)."""
         scale = self.temperature()
+        local, everyone = counterparts(local, everyone, self.query, self.target)
         forth = Direction(local, everyone, self.query, self.target, self.duplicates)
-        if "negatives" in everyone.views:
-            forth.extend("negatives", own_only=self.negatives == "own")
+        if self.negatives_view in everyone.views or self.negatives_view != NEGATIVES:
+            forth.extend(self.negatives_view, own_only=self.negatives == "own")
         if self.intra_modal:
             forth.extend_own_side()
         both = self.symmetric and local is everyone and forth.mutual and not self.adjust
@@ -91,4 +102,4 @@ class InfoNCE(nn.Module, Objective):
                     back.extend_own_side()
                 other = share(back.losses(scale, self.adjust, self.label_smoothing).rows, local, everyone, self.target)
             loss = (loss + other) / 2
-        return {"loss": loss, "temperature": (1 / scale).detach(), "accuracy": found.correct.float().mean()}
+        return {"loss": loss, "temperature": (1 / scale).detach(), "accuracy": row_mean(found.correct.float())}

@@ -16,20 +16,24 @@ from zoo.types import Encoded
 class Match:
     """Cells of the view `rows` of `local` against the view `columns` of `everyone`.
 
-    `own` cells hold two views of one sample. `same` cells are as right as those: equal content of the column and of the
-    row's own column, equal content of the rows, or samples of one label; or equal content in a third view, `also`.
+    `own` cells hold two views of one sample. `same` cells are as right as those: the column has the content of one of the
+    row's own columns, the row has the content of one of the column's own rows, or their samples have one label; or they
+    have equal content in a third view, `also`. Keys may be (R, K) where a row has K contents (see `SoftMatch`).
     """
 
     def __init__(self, local: Encoded, everyone: Encoded, rows: str, columns: str, also: str = "") -> None:
         self.row_owner, self.column_owner = local.owners[rows], everyone.owners[columns]
+        self._targets = keys_of_owner(local, columns, self.row_owner)
         self._pairs = [
-            (_labels(local, self.row_owner), _labels(everyone, self.column_owner)),
-            (key_of_owner(local, columns, self.row_owner), everyone.keys[columns]),
-            (local.keys[rows], key_of_owner(everyone, rows, self.column_owner)),
+            (_labels(local, self.row_owner)[:, None], _labels(everyone, self.column_owner)[:, None]),
+            (self._targets, _table(everyone.keys[columns])),
+            (_table(local.keys[rows]), keys_of_owner(everyone, rows, self.column_owner)),
         ]
+        self._marks = [(everyone.labels, everyone.sample)]
+        self._marks += [(everyone.keys[name], everyone.owners[name]) for name in (rows, columns, also) if name]
         if also:
             owners = (local, self.row_owner), (everyone, self.column_owner)
-            left, right = (key_of_owner(encoded, also, owner) for encoded, owner in owners)
+            left, right = (keys_of_owner(encoded, also, owner) for encoded, owner in owners)
             self._pairs.append((left, right))
 
     def own(self, part: slice) -> Tensor:
@@ -40,12 +44,18 @@ class Match:
         """(r, C) bool, the own cells among them."""
         cells = self.own(part)
         for left, right in self._pairs:
-            cells |= (left[part, None] == right[None, :]) & (left[part, None] != _NONE)
+            for mark in left[part].unbind(1):
+                for other in right.unbind(1):
+                    cells |= (mark[:, None] == other[None, :]) & (mark[:, None] != _NONE)
         return cells
 
     def equals_target(self, part: slice, keys: Tensor) -> Tensor:
-        """(r, K) bool: which of the content keys (K,) are that of the row's own column."""
-        return self._pairs[1][0][part, None] == keys[None, :]
+        """(r, K) bool: which of the content keys (K,) are that of one of the row's own columns."""
+        targets = self._targets[part]
+        found = torch.zeros(len(targets), len(keys), dtype=torch.bool, device=keys.device)
+        for mark in targets.unbind(1):
+            found |= (mark[:, None] == keys[None, :]) & (mark[:, None] != _NONE)
+        return found
 
     @cached_property
     def column(self) -> Tensor | None:
@@ -59,15 +69,13 @@ class Match:
     @cached_property
     def distinct(self) -> bool:
         """Whether no cell is `same` but the own ones: then no tile needs to be looked at."""
-        if self.column is None:
-            return False
-        # a mark that stands once among the columns stands in the own one
-        return all(len(marks.unique()) == len(marks) for _, right in self._pairs for marks in (right[right != _NONE],))
+        return not any(_shared(marks, owners) for marks, owners in self._marks)
 
     @cached_property
     def square(self) -> bool:
         """Whether rows and columns belong together one to one."""
-        return self.column is not None and len(self.row_owner) == len(self.column_owner)
+        one_to_one = self.column is not None and len(self.row_owner) == len(self.column_owner)
+        return one_to_one and len(self.row_owner.unique()) == len(self.row_owner)
 
 
 _NONE = -1  # a mark that equals nothing
@@ -78,10 +86,25 @@ def _labels(encoded: Encoded, owner: Tensor) -> Tensor:
     return encoded.labels[torch.searchsorted(encoded.sample, owner)]
 
 
-def key_of_owner(encoded: Encoded, view: str, owner: Tensor) -> Tensor:
-    """Content key of the sample's first row in `view`, for every owner; `_NONE` where it has none there."""
+def _table(keys: Tensor) -> Tensor:
+    return keys if keys.ndim == 2 else keys[:, None]
+
+
+def _shared(marks: Tensor, owners: Tensor) -> bool:
+    """Whether a mark (N,) stands at rows of two samples."""
+    order = marks.argsort()
+    marks, owners = marks[order], owners[order]
+    return bool(((marks[1:] == marks[:-1]) & (owners[1:] != owners[:-1]) & (marks[1:] != _NONE)).any())
+
+
+def keys_of_owner(encoded: Encoded, view: str, owner: Tensor) -> Tensor:
+    """(N, K) content keys of all rows that a sample has in `view`, for every owner (N,); `_NONE` where it has fewer."""
     owners, keys = encoded.owners[view], encoded.keys[view]
     order = owners.argsort(stable=True)
-    place = torch.searchsorted(owners[order], owner).clamp(max=len(order) - 1)
-    found = order[place]
-    return torch.where(owners[found] == owner, keys[found], torch.full_like(owner, _NONE))
+    owners, keys = owners[order], keys[order]
+    first = torch.searchsorted(owners, owner)
+    counts = torch.searchsorted(owners, owner, right=True) - first
+    most = int(counts.max()) if len(counts) else 0
+    numbers = torch.arange(most, device=owner.device)
+    found = keys[(first[:, None] + numbers).clamp(max=max(0, len(keys) - 1))]
+    return found.masked_fill(numbers >= counts[:, None], _NONE)

@@ -13,7 +13,7 @@ from zoo.errors import RecipeError
 from zoo.objectives.contrastive import at_least_fp32
 from zoo.objectives.densities import log_laplace, log_mixture, log_normal, normal_divergence
 from zoo.objectives.draws import Draws
-from zoo.objectives.objective import Objective, view
+from zoo.objectives.objective import Objective, row_mean, view
 from zoo.objectives.own_pairs import own_pairs
 from zoo.similarity.distances import Wasserstein2
 from zoo.similarity.similarity import gaussian
@@ -114,10 +114,10 @@ class MEME(nn.Module, Objective):
             count += total
         alone = sums[0] + sums[1]
         return {
-            "loss": (pairs.share(paired) * pairs.total + alone) / (pairs.total + count),
-            "pairs": paired.detach().mean(),
+            "loss": (pairs.share(paired) * pairs.total + alone) / max(1, pairs.total + count),
+            "pairs": row_mean(paired),
             "alone": alone.detach() / max(count, 1) * (len(everyone.sample) / len(local.sample)),
-            "weight": torch.cat([forth_weight, back_weight]).mean(),
+            "weight": row_mean(torch.cat([forth_weight, back_weight])),
             "rebuilt": self._rebuilt(query, target),
         }
 
@@ -170,6 +170,8 @@ class MEME(nn.Module, Objective):
 
     def _latents(self, local: Encoded, name: str) -> Tensor:
         given, width = view(local, name).given, self.widths[name]
+        if not len(local.owners[name]):  # no head was asked, so nothing says how wide its latents are
+            return local.views[name].vector.new_zeros(0, width)
         if given is None:
             raise RecipeError(
                 f"MEME rebuilds the frozen latents of the view '{name}', which come with none: set `given: true` in the "
@@ -188,7 +190,7 @@ class MEME(nn.Module, Objective):
     @torch.no_grad()
     def _rebuilt(self, *sides: _Side) -> Tensor:
         found = [
-            -self._likelihood(side.name, side.samples[:, 0], side.latents).mean() / self.widths[side.name]
+            -row_mean(self._likelihood(side.name, side.samples[:, 0], side.latents)) / self.widths[side.name]
             for side in sides
         ]
         return torch.stack(found).mean()

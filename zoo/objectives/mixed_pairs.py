@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import RecipeError
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.draws import Draws
 from zoo.objectives.objective import Objective
 from zoo.objectives.pairs import Weights, both_ways, mean_share, paired, places
@@ -25,7 +26,8 @@ class CoinFlipMixup(nn.Module, Objective):
         L = l CE(i) + (1 - l) CE(i'), both directions averaged (ZeroVL, arXiv:2112.09331)
 
     Inputs:
-        the views `query` and `target` (named by `views`), one row per sample each.
+        the views `query` and `target` (named by `views`), one row per sample each. A sample that lacks one of them
+        weighs nothing.
 
     Args:
         temperature: start value (official: 0.02, fixed). learn, max_scale, label_smoothing, limits: as in `InfoNCE`
@@ -73,8 +75,9 @@ class CoinFlipMixup(nn.Module, Objective):
         scale = self.temperature()
         share, coin = self.draws.beta((self.beta, 1.0))  # Beta(1, 1) is uniform
         self.draws.advance()
+        local, everyone = counterparts(local, everyone, self.query, self.target)
         left, right = paired(everyone, self.query), paired(everyone, self.target)
-        own = places(local, everyone)
+        own = places(local, everyone, self.query)
         partner = len(left) - 1 - own
         weights: Weights = (share, 1 - share)
         if given := [
@@ -86,20 +89,24 @@ class CoinFlipMixup(nn.Module, Objective):
         else:
             right = _mixture(right, share)
         losses = both_ways(left, right, scale, own, partner, weights, self.label_smoothing)
-        return {"loss": mean_share(losses, local, everyone), "temperature": (1 / scale).detach()}
+        return {"loss": mean_share(losses, local, everyone, self.query), "temperature": (1 / scale).detach()}
 
     @staticmethod
     def _given(everyone: Encoded, name: str, own: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Places of the partners of the rows `own` among all samples, and the weights of own and partner."""
+        """Places of the partners of the rows `own` among all samples, and the weights of own and partner.
+
+        A partner that lacks a view is no row to be told: its part weighs nothing.
+        """
         mixture, order = everyone.mixed[name], everyone.owners[name].argsort(stable=True)
-        partner = torch.searchsorted(everyone.sample, mixture.partner[order])
-        share = mixture.share[order]
-        if not torch.equal(share[partner], share):
+        samples, share, wanted = everyone.owners[name][order], mixture.share[order], mixture.partner[order]
+        partner = torch.searchsorted(samples, wanted).clamp(max=len(samples) - 1)
+        there = samples[partner] == wanted
+        if not torch.equal(share[partner][there], share[there]):
             raise RecipeError(
                 f"CoinFlipMixup needs one share for the pictures of a step; set per: batch and share: 1 in the "
                 f"PictureMixing of the view '{name}'"
             )
-        return partner[own], (share[own], 1 - share[own])
+        return partner[own], (share[own], ((1 - share) * there)[own])
 
 
 def _mixture(vectors: Tensor, share: float) -> Tensor:

@@ -39,14 +39,22 @@ def view(encoded: Encoded, name: str) -> Embedding:
 
 
 def share(losses: Tensor, local: Encoded, everyone: Encoded, rows: str) -> Tensor:
-    """This rank's share of a loss: the weighted sum of its rows' losses (R,) over the number of samples of all ranks."""
-    return (losses * _row_weights(local, rows)).sum() / len(everyone.sample)
+    """This rank's share of a loss: the weighted sum of its rows' losses (R,) over the number of samples of all ranks.
+
+    Rows of one sample share its weight, so that a sample weighs the same in either direction of a loss, whichever side
+    has several rows (a picture with five captions).
+    """
+    place = torch.searchsorted(local.sample, local.owners[rows])
+    each = torch.bincount(place, minlength=len(local.sample))
+    return (losses * (local.weights / each.clamp(min=1))[place]).sum() / len(everyone.sample)
 
 
 def row_share(losses: Tensor, local: Encoded, everyone: Encoded, rows: str) -> Tensor:
     """`share`, over the number of rows of all ranks instead: a mean over rows, where a sample may have several."""
-    return (losses * _row_weights(local, rows)).sum() / len(everyone.owners[rows])
+    weights = local.weights[torch.searchsorted(local.sample, local.owners[rows])]
+    return (losses * weights).sum() / max(1, len(everyone.owners[rows]))
 
 
-def _row_weights(local: Encoded, rows: str) -> Tensor:
-    return local.weights[torch.searchsorted(local.sample, local.owners[rows])]
+def row_mean(values: Tensor) -> Tensor:
+    """The mean of what is reported of rows (R,), without gradient; 0 where there are none."""
+    return values.detach().sum() / max(1, len(values))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.errors import RecipeError
 from zoo.objectives.objective import view
 from zoo.types import Encoded
 
@@ -23,17 +22,19 @@ class OwnPairs:
 
     def share(self, losses: Tensor) -> Tensor:
         """This rank's share of the mean over the pairs of all ranks, weighted as the samples are. losses: (P,)."""
-        return (losses * self.weights).sum() / self.total
+        return (losses * self.weights).sum() / max(1, self.total)
 
 
 def own_pairs(local: Encoded, everyone: Encoded, left: str, right: str) -> OwnPairs:
-    """The pairs of a sample's rows in the views `left` and `right`. RecipeError if there is not one on any rank."""
+    """The pairs of a sample's rows in the views `left` and `right`; a row without a counterpart is in none.
+
+    Raises:
+        RecipeError: the data gives no such view.
+    """
     for name in (left, right):
         view(everyone, name)
     first, second = _places(local.owners[left], local.owners[right])
     total = len(first) if local is everyone else len(_places(everyone.owners[left], everyone.owners[right])[0])
-    if not total:
-        raise RecipeError(f"no sample of the batch has rows in both the views '{left}' and '{right}'")
     weights = local.weights[torch.searchsorted(local.sample, local.owners[left][first])]
     return OwnPairs(first, second, weights, total)
 

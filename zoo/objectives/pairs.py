@@ -12,23 +12,23 @@ from zoo.types import Encoded
 
 
 def paired(encoded: Encoded, name: str) -> Tensor:
-    """(B, E) vectors of a view in the order of `encoded.sample`, fp32 or fp64.
+    """(N, E) vectors of a view in the order of their samples, fp32 or fp64: of N samples that have it (see `counterparts`).
 
-    Raises RecipeError unless every sample has exactly one row there.
+    Raises RecipeError if a sample has several rows there.
     """
     vectors, owners = at_least_fp32(view(encoded, name).vector), encoded.owners[name]
     order = owners.argsort(stable=True)
-    if not torch.equal(owners[order], encoded.sample):
+    if len(samples := owners.unique()) < len(owners):
         raise RecipeError(
             f"this objective mixes samples with one another: it needs one row per sample in the view '{name}', "
-            f"which has {len(owners)} rows for {len(encoded.sample)} samples"
+            f"which has {len(owners)} rows of {len(samples)} samples"
         )
     return vectors[order]
 
 
-def places(local: Encoded, everyone: Encoded) -> Tensor:
-    """(B,) where the samples of this rank stand among those of all ranks."""
-    return torch.searchsorted(everyone.sample, local.sample)
+def places(local: Encoded, everyone: Encoded, name: str) -> Tensor:
+    """(B,) where the samples of this rank that have the view `name` stand among those of all ranks."""
+    return torch.searchsorted(everyone.owners[name].sort().values, local.owners[name].sort().values)
 
 
 Weights = tuple[float, float] | tuple[Tensor, Tensor]
@@ -70,6 +70,7 @@ def both_ways(
     return (forth + back) / 2
 
 
-def mean_share(losses: Tensor, local: Encoded, everyone: Encoded) -> Tensor:
-    """`share`, for one loss per sample (B,)."""
-    return (losses * local.weights).sum() / len(everyone.sample)
+def mean_share(losses: Tensor, local: Encoded, everyone: Encoded, name: str) -> Tensor:
+    """`share`, for one loss (B,) per sample that has the view `name`, in the order of the samples."""
+    weights = local.weights[torch.searchsorted(local.sample, local.owners[name].sort().values)]
+    return (losses * weights).sum() / len(everyone.sample)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo.errors import RecipeError
 from zoo.objectives.bottleneck import kl_to_standard
 from zoo.objectives.contrastive import row_blocks
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.direction import Duplicates
 from zoo.objectives.draws import Draws
 from zoo.objectives.match import Match
@@ -35,7 +36,8 @@ class PCME(nn.Module, Objective):
         normal distribution, summed over coordinates. L_unif = log of the mean of exp(-2 |z - z'|^2) over pairs of samples.
 
     Inputs:
-        the views `query` and `target` (named by `views`) with log_var, one row per sample or several.
+        the views `query` and `target` (named by `views`) with log_var, one row per sample or several. A row whose sample
+        lacks the other view weighs nothing.
 
     Args:
         scale: start value of a. bias: start value of b. Both are learned, as they are, unless `learn` is "no".
@@ -90,6 +92,7 @@ class PCME(nn.Module, Objective):
         `scale` and `bias`.
         """
         part = len(local.sample) / len(everyone.sample)
+        local, everyone = counterparts(local, everyone, self.query, self.target)
         sides = [self._sampled(local, everyone, name, stream) for stream, name in enumerate((self.query, self.target))]
         self.draws.advance()
         weighted = [("match", 2.0, self._match(local, everyone, sides[0].mine, sides[1].all))]

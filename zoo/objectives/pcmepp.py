@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from zoo.objectives.bottleneck import bottleneck
 from zoo.objectives.contrastive import row_blocks
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.direction import Duplicates
-from zoo.objectives.objective import Objective, row_share, view
+from zoo.objectives.objective import Objective, row_mean, row_share, view
 from zoo.objectives.soft_match import SoftMatch
 from zoo.similarity.distances import CSD, csd_sides
 from zoo.types import Embedding, Encoded
@@ -29,7 +30,8 @@ class PCMEPP(nn.Module, Objective):
         passes through these pseudo-positives. KL: mean over rows and coordinates, to the standard normal distribution.
 
     Inputs:
-        the views `query` and `target` (named by `views`) with log_var, one row per sample or several.
+        the views `query` and `target` (named by `views`) with log_var, one row per sample or several. A row whose sample
+        lacks the other view weighs nothing.
 
     Args:
         scale: start value of a. bias: start value of b. Both are learned, as they are, unless `learn` is "no".
@@ -76,6 +78,7 @@ class PCMEPP(nn.Module, Objective):
         `pseudo_positives`, how many a row has on average; `scale` and `bias`.
         """
         part = len(local.sample) / len(everyone.sample)
+        local, everyone = counterparts(local, everyone, self.query, self.target)
         match, pseudo, found = self._terms(local, everyone, self.query, self.target).unbind(1)
         terms = {"match": row_share(match, local, everyone, self.query)}
         weights = {"match": 2.0, "pseudo": self.pseudo_positives, "vib": self.vib}
@@ -84,7 +87,7 @@ class PCMEPP(nn.Module, Objective):
             _, other, _ = self._terms(local, everyone, self.target, self.query).unbind(1)
             terms["pseudo"] = row_share(pseudo, local, everyone, self.query)
             terms["pseudo"] = terms["pseudo"] + row_share(other, local, everyone, self.target)
-            reports["pseudo_positives"] = found.detach().mean()
+            reports["pseudo_positives"] = row_mean(found)
         if self.vib:
             terms["vib"] = bottleneck(local, everyone, (self.query, self.target), guarded=self.official)
         losses = [weights[name] * term for name, term in terms.items()]
@@ -125,7 +128,8 @@ class PCMEPP(nn.Module, Objective):
 
 def _binary(logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
     """Binary cross-entropy of every row (r,): the mean over its cells."""
-    return F.binary_cross_entropy_with_logits(logits, labels, counted, reduction="none").mean(1)
+    losses = F.binary_cross_entropy_with_logits(logits, labels, counted, reduction="none")
+    return losses.sum(1) / max(1, losses.shape[1])
 
 
 def with_pseudo_positives(labels: Tensor, logits: Tensor) -> Tensor:
@@ -133,6 +137,8 @@ def with_pseudo_positives(labels: Tensor, logits: Tensor) -> Tensor:
 
     The own match is the cell with the largest label, the most probable of them where there are several.
     """
+    if not labels.shape[1]:
+        return labels
     best = labels.amax(1, keepdim=True)
     threshold = logits.masked_fill(labels < best, -torch.inf).amax(1, keepdim=True)
     return torch.where((logits >= threshold) & (labels >= 0), best, labels)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.objectives.contrastive import at_least_fp32, row_blocks
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.gap import squared_distances
 from zoo.objectives.match import Match
-from zoo.objectives.objective import Objective, share, view
+from zoo.objectives.objective import Objective, row_mean, share, view
 from zoo.types import Encoded
 
 
@@ -21,7 +22,8 @@ class PositiveMargin(nn.Module, Objective):
         the penalty is 2 - 2 cosine.
 
     Inputs:
-        the views `query` and `target` (named by `views`), one row per sample or several.
+        the views `query` and `target` (named by `views`), one row per sample or several. A row whose sample lacks the other
+        view weighs nothing.
 
     Args:
         contrastive: the loss that the penalty is added to.
@@ -46,6 +48,7 @@ class PositiveMargin(nn.Module, Objective):
         The margin is the mean over queries of the lowest right cosine less the highest wrong one.
         """
         found = dict(self.contrastive(local, everyone))
+        local, everyone = counterparts(local, everyone, self.query, self.target)
         part = len(local.sample) / len(everyone.sample)
         loss = found.pop("loss")
         squares = squared_distances(local, everyone, self.query, self.target)
@@ -53,7 +56,7 @@ class PositiveMargin(nn.Module, Objective):
         reports = {
             "contrastive": loss.detach() / part,
             "penalty": penalty.detach() / part,
-            "margin": margins(local, everyone, self.query, self.target).mean(),
+            "margin": row_mean(margins(local, everyone, self.query, self.target)),
         }
         return {"loss": loss + self.weight * penalty, **found, **reports}
 
@@ -70,6 +73,8 @@ def margins(local: Encoded, everyone: Encoded, rows: str, columns: str) -> Tenso
     def block(part: slice) -> Tensor:
         with torch.autocast(left.device.type, enabled=False):
             same, scores = match.same(part), left[part] @ right.T
+            if not len(right):
+                return scores.sum(1)
             lowest = scores.masked_fill(~same, torch.inf).amin(1)
             highest = scores.masked_fill(same, -torch.inf).amax(1)
             return torch.where(same.all(1), 0.0, lowest - highest)

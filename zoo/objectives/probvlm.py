@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoo.errors import RecipeError
 from zoo.objectives.contrastive import at_least_fp32
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.generalised_gaussian import (
     log_width,
     negative_log_likelihood,
@@ -30,6 +31,7 @@ class ProbVLM(nn.Module, Objective):
 
     Inputs:
         the views `query` and `target` (named by `views`) with log_var, `given` and `log_shape` (see `zoo.types.Embedding`).
+        A row whose sample lacks the other view weighs nothing.
 
     Args:
         distance: t_1. likelihood: t_2; the official notebook has 1e-4, the default of its training function is 5e-2.
@@ -64,6 +66,7 @@ class ProbVLM(nn.Module, Objective):
         """See `Objective`. Besides `loss`: `own` and `cross`, their two sums of l, without weights."""
         part = len(local.sample) / len(everyone.sample)
         query, target = self.views
+        local, everyone = counterparts(local, everyone, query, target)
         own = self._own(local, everyone, query) + self._own(local, everyone, target)
         cross = self._cross(local, everyone, query, target) + self._cross(local, everyone, target, query)
         return {"loss": own + self.cross_modal * cross, "own": own.detach() / part, "cross": cross.detach() / part}

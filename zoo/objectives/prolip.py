@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.objectives.bottleneck import bottleneck
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.direction import Duplicates
 from zoo.objectives.match import Match
-from zoo.objectives.objective import Objective, share, view
+from zoo.objectives.objective import Objective, row_mean, share, view
 from zoo.objectives.own_pairs import OwnPairs, own_pairs
 from zoo.objectives.siglip import answered_sums
 from zoo.objectives.temperature import Learn, Temperature
@@ -35,7 +36,8 @@ class ProLIP(nn.Module, Objective):
         integral of p_A^2 p_B
 
     Inputs:
-        the views `query` and `target` (named by `views`) with log_var, and those that `inclusions` names.
+        the views `query` and `target` (named by `views`) with log_var, and those that `inclusions` names. A row whose sample
+        lacks the other view weighs nothing.
 
     Args:
         temperature: start value; 0.1 is the official s = 10. learn, max_scale: as in `SigLIP`.
@@ -93,12 +95,13 @@ class ProLIP(nn.Module, Objective):
         """
         part = len(local.sample) / len(everyone.sample)
         scale = self.temperature()
-        weighted = [("match", 1.0, self._match(local, everyone, scale))]
+        pairs = counterparts(local, everyone, self.query, self.target)
+        weighted = [("match", 1.0, self._match(*pairs, scale))]
         for inner, outer, weight in self.inclusions:
             weighted.append((f"{inner}_in_{outer}", weight, self._inclusion(local, everyone, inner, outer)))
         if self.vib:
             official = self.form == "official"
-            term = bottleneck(local, everyone, (self.query, self.target), halved=official, guarded=official)
+            term = bottleneck(*pairs, (self.query, self.target), halved=official, guarded=official)
             weighted.append(("vib", self.vib, term))
         losses = [weight * term for _, weight, term in weighted]
         return {
@@ -134,7 +137,7 @@ class ProLIP(nn.Module, Objective):
     @torch.no_grad()
     def _exploded(self, everyone: Encoded, inner: str, outer: str) -> bool:
         pairs = own_pairs(everyone, everyone, inner, outer)
-        return float(self._inclusion_losses(everyone, inner, outer, pairs).mean()) > LARGEST_INCLUSION
+        return float(row_mean(self._inclusion_losses(everyone, inner, outer, pairs))) > LARGEST_INCLUSION
 
     def _inclusion_losses(self, encoded: Encoded, inner: str, outer: str, pairs: OwnPairs) -> Tensor:
         """(P,) mean over the coordinates."""

@@ -39,6 +39,8 @@ def sample_uniformity(sides: Sequence[Samples]) -> Tensor:
         with torch.no_grad():
             total = _log_potential(everything, everything, torch.arange(len(everything), device=mine.device))
     pairs = len(everything) * (len(everything) - 1)
+    if not pairs:
+        return mine.sum() * 0.0
     ratio = (own - total).exp()  # d log(total) is the sum over the ranks of d own / total
     return len(mine) / len(everything) * (total - math.log(pairs)) + (ratio - ratio.detach())
 

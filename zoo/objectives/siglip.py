@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.objectives.binary import sigmoid_sums
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.direction import Duplicates
 from zoo.objectives.match import Match
 from zoo.objectives.objective import Objective, share, view
@@ -21,7 +22,8 @@ class SigLIP(nn.Module, Objective):
         (arXiv:2303.15343, equation 2; official code big_vision: divided by the B of all ranks, not by B^2).
 
     Inputs:
-        the views `query` and `target` (named by `views`), one row per sample or several.
+        the views `query` and `target` (named by `views`), one row per sample or several. A row whose sample lacks the other
+        view weighs nothing.
 
     Args:
         temperature: start value; 0.1 is the paper's s = 10.
@@ -57,10 +59,11 @@ class SigLIP(nn.Module, Objective):
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
         """See `Objective`. Besides `loss`: `temperature` and `bias`."""
         scale = self.temperature()
+        local, everyone = counterparts(local, everyone, self.query, self.target)
         losses = sigmoid_losses(local, everyone, self.query, self.target, scale, self.bias, self.duplicates)
         loss = share(losses, local, everyone, self.query)
         if self.mean:
-            loss = loss / len(view(everyone, self.target).vector)
+            loss = loss / max(1, len(view(everyone, self.target).vector))
         return {"loss": loss, "temperature": (1 / scale).detach(), "bias": self.bias.detach()}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.objectives.direction import Duplicates
-from zoo.objectives.match import Match, key_of_owner
+from zoo.objectives.match import Match, keys_of_owner
 from zoo.types import Encoded
 
 
@@ -65,6 +65,6 @@ def _origins(encoded: Encoded, name: str) -> list[tuple[Encoded, Tensor]]:
     if name not in encoded.mixed or bool((encoded.mixed[name].share == 1).all()):
         return [(encoded, torch.ones_like(owners, dtype=torch.float32))]
     mixture = encoded.mixed[name]
-    keys = key_of_owner(encoded, name, mixture.partner)
+    keys = keys_of_owner(encoded, name, mixture.partner)
     other = replace(encoded, owners=encoded.owners | {name: mixture.partner}, keys=encoded.keys | {name: keys})
     return [(encoded, mixture.share), (other, 1 - mixture.share)]

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from zoo.errors import RecipeError
 from zoo.objectives.contrastive import at_least_fp32, softmax_losses
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.match import Match
-from zoo.objectives.momentum_queue import MomentumQueue
+from zoo.objectives.momentum_queue import MomentumQueue, next_sample, past
 from zoo.objectives.objective import Objective, share, view
 from zoo.objectives.temperature import Learn, Temperature
 from zoo.types import Encoded
@@ -26,16 +27,17 @@ class MomentumDistillation(nn.Module, Objective):
         both directions (ALBEF, arXiv:2107.07651, equations 1, 2 and 6)
 
     Inputs:
-        the views `query` and `target`, and `query_momentum` and `target_momentum` with the same rows from the momentum
-        encoders (the architecture's business). Without those two, the model's own embeddings stand in, detached: a memory
-        queue without a momentum model.
+        the views `query` and `target` (named by `views`), and `query_momentum` and `target_momentum` with the same rows from
+        the momentum encoders (the architecture's business). Without those two, the model's own embeddings stand in,
+        detached: a memory queue without a momentum model. A row whose sample lacks the other view weighs nothing.
 
     Args:
         dim: width of the embeddings. queue_size: rows kept per view (official: 65,536).
         temperature: start value. learn, max_scale, limits: as in `InfoNCE` (official: "linear", held between 0.001 and 0.5).
         alpha: a. ramp_steps: a grows from 0 to `alpha` over so many optimizer steps (official: the first epoch).
-        duplicates: "mask" leaves out columns as right as the own one, older copies in the queue among them; "keep" is
-            official.
+        duplicates: "mask" leaves out columns as right as the own one: equal content on either side or a label in common, in
+            the batch and in the queue; "keep" is official. What the two sides of a past sample had in common is known
+            as long as both are in their queues.
         views: names of the two sides.
 
     Use with: dual encoders with momentum copies. Relations: `alpha` 0, no queue and no momentum views is InfoNCE,
@@ -75,11 +77,11 @@ class MomentumDistillation(nn.Module, Objective):
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
         """See `Objective`. Besides `loss`: `temperature` and `alpha`. In training it also moves the queues."""
         scale, alpha = self.temperature(), ramp(self.alpha, int(self.steps), self.ramp_steps)
+        local, everyone = counterparts(local, everyone, self.query, self.target)
         loss = self._share(local, everyone, self.query, self.target, scale, alpha)
         loss = (loss + self._share(local, everyone, self.target, self.query, scale, alpha)) / 2
         if self.training:
-            for name, queue in self.queues.items():
-                queue.put(momentum(everyone, name), everyone.keys[name])  # type: ignore[operator]
+            self._remember(everyone)
         return {"loss": loss, "temperature": (1 / scale).detach(), "alpha": scale.new_tensor(alpha)}
 
     def anneal(self, step: int) -> None:
@@ -87,15 +89,16 @@ class MomentumDistillation(nn.Module, Objective):
         self.steps.fill_(step)
 
     def _share(self, local: Encoded, everyone: Encoded, rows: str, columns: str, scale: Tensor, alpha: float) -> Tensor:
-        old, old_keys = self.queues[columns].held()  # type: ignore[operator]
+        old, _ = self.queues[columns].held()  # type: ignore[operator]
         now = momentum(everyone, columns)
         every = torch.cat([now, old.to(now.dtype)])
         match, teacher = Match(local, everyone, rows, columns), momentum(local, rows)
+        older = Match(local, past(self.queues), rows, columns)  # type: ignore[arg-type]
 
         def hidden(part: slice) -> Tensor:
             if self.duplicates == "keep":
                 return torch.zeros(1, 1, dtype=torch.bool, device=every.device)
-            return torch.cat([match.same(part) & ~match.own(part), match.equals_target(part, old_keys)], dim=1)
+            return torch.cat([match.same(part) & ~match.own(part), older.same(part)], dim=1)
 
         def target(part: slice) -> Tensor:
             own = F.pad(match.own(part), (0, len(old))).to(every.dtype)
@@ -108,6 +111,14 @@ class MomentumDistillation(nn.Module, Objective):
         losses = softmax_losses(view(local, rows).vector, every, scale, target, adjust).rows
         return share(losses, local, everyone, rows)
 
+    def _remember(self, everyone: Encoded) -> None:
+        """Put the rows of all ranks into the queues."""
+        start = next_sample(self.queues)  # type: ignore[arg-type]
+        for name, queue in self.queues.items():
+            place = torch.searchsorted(everyone.sample, everyone.owners[name])
+            known = everyone.keys[name], everyone.labels[place], place + start
+            queue.put(momentum(everyone, name), *known)  # type: ignore[operator]
+
 
 class SoftenedInfoNCE(nn.Module, Objective):
     """InfoNCE that believes more and more in what the model itself finds similar.
@@ -117,7 +128,8 @@ class SoftenedInfoNCE(nn.Module, Objective):
         mean over i and over both directions; e_t grows from 0 to e over `ramp_steps`
 
     Inputs:
-        the views `query` and `target` (named by `views`), one row per sample or several.
+        the views `query` and `target` (named by `views`), one row per sample or several. A row whose sample lacks the other
+        view weighs nothing.
 
     Args:
         temperature, learn, max_scale: as in `InfoNCE`.
@@ -151,6 +163,7 @@ class SoftenedInfoNCE(nn.Module, Objective):
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
         """See `Objective`. Besides `loss`: `temperature` and `softness`."""
         scale, softness = self.temperature(), ramp(self.softness, int(self.steps), self.ramp_steps)
+        local, everyone = counterparts(local, everyone, self.query, self.target)
         loss = self._share(local, everyone, self.query, self.target, scale, softness)
         loss = (loss + self._share(local, everyone, self.target, self.query, scale, softness)) / 2
         return {"loss": loss, "temperature": (1 / scale).detach(), "softness": scale.new_tensor(softness)}

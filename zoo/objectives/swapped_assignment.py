@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from zoo.errors import RecipeError
 from zoo.objectives.contrastive import TILE_CELLS, at_least_fp32, row_blocks
-from zoo.objectives.objective import Objective
+from zoo.objectives.counterparts import counterparts
+from zoo.objectives.objective import Objective, row_mean
 from zoo.objectives.pairs import mean_share, paired
 from zoo.types import Encoded
 
@@ -41,7 +42,8 @@ class SwappedAssignment(nn.Module, Objective):
                     picture: it leaves the step out that gives every word its mass, so nothing balances the words
 
     Inputs:
-        the views `query` and `target` (named by `views`), one row per sample each.
+        the views `query` and `target` (named by `views`), one row per sample each. A sample that lacks one of them
+        weighs nothing.
 
     Args:
         words: the frozen word embeddings, as wide as the embeddings of the model.
@@ -57,7 +59,7 @@ class SwappedAssignment(nn.Module, Objective):
     blocks: memory does not grow with samples x words. `exact` balances over the samples of all ranks.
 
     Raises:
-        RecipeError: word embeddings of another width, or a view without one row per sample.
+        RecipeError: word embeddings of another width, or a view with several rows of a sample.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class SwappedAssignment(nn.Module, Objective):
 
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
         """See `Objective`. Besides `loss`: `same_word`, the share of samples whose sides have the same first word."""
+        local, everyone = counterparts(local, everyone, self.query, self.target)
         words, log_prior = self._words(local)
         sides = [paired(local, name) for name in (self.query, self.target)]
         self._check_width(sides[0], words)
@@ -89,7 +92,7 @@ class SwappedAssignment(nn.Module, Objective):
                 return self._terms([side[part] for side in sides], words, biases)
 
             found = row_blocks(block, len(sides[0]), 2 * len(words))
-        return {"loss": mean_share(found[:, 0], local, everyone), "same_word": found[:, 1].detach().mean()}
+        return {"loss": mean_share(found[:, 0], local, everyone, self.query), "same_word": row_mean(found[:, 1])}
 
     def _words(self, local: Encoded) -> tuple[Tensor, Tensor]:
         """Unit word embeddings and log prior, as precise as the rows."""

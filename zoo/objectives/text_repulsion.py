@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from zoo.errors import RecipeError
 from zoo.objectives.contrastive import at_least_fp32, row_blocks
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.match import Match
-from zoo.objectives.objective import Objective, share, view
+from zoo.objectives.objective import Objective, row_mean, share, view
 from zoo.types import Encoded
 
 _CLOSEST = 1e-6  # squared distances in a denominator are held at or above this (ours)
@@ -32,7 +33,8 @@ class TextRepulsion(nn.Module, Objective):
     distances, the exponent, the weights and all texts of the batch as wrong ones are our reading.
 
     Inputs:
-        the views `query` (pictures) and `target` (texts), named by `views`, one row per sample each.
+        the views `query` (pictures) and `target` (texts), named by `views`, one text per sample, or none: a row whose sample
+        lacks the other view weighs nothing.
 
     Args:
         image_weight: a. text_weight: b.
@@ -45,7 +47,7 @@ class TextRepulsion(nn.Module, Objective):
     costs nothing.
 
     Raises:
-        RecipeError: an exponent below 2, or samples without exactly one text.
+        RecipeError: an exponent below 2, or samples with several texts.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class TextRepulsion(nn.Module, Objective):
 
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
         """See `Objective`. Besides `loss`: both terms without their weights, `image_text` and `text_text`."""
+        local, everyone = counterparts(local, everyone, self.pictures, self.texts)
         match = Match(local, everyone, self.pictures, self.texts)
         pictures = at_least_fp32(view(local, self.pictures).vector)
         texts = at_least_fp32(view(everyone, self.texts).vector)
@@ -88,10 +91,12 @@ class TextRepulsion(nn.Module, Objective):
         terms = row_blocks(block, len(pictures), 2 * len(texts))
         image_text, text_text = terms.unbind(1)
         loss = share(self.image_weight * image_text + self.text_weight * text_text, local, everyone, self.pictures)
-        return {"loss": loss, "image_text": image_text.detach().mean(), "text_text": text_text.detach().mean()}
+        return {"loss": loss, "image_text": row_mean(image_text), "text_text": row_mean(text_text)}
 
     def _ratios(self, own: Tensor, rows: Tensor, texts: Tensor, right: Tensor) -> Tensor:
         """(r,) over the wrong texts: own squared distances (r, 1) against those of rows (r, E) to texts (C, E)."""
+        if not len(texts):
+            return own.sum(1)
         squares = rows.square().sum(1, keepdim=True) + texts.square().sum(1) - 2 * rows @ texts.T
         ratios = (own / squares.clamp(min=_CLOSEST)).pow(self.exponent / 2).masked_fill(right, 0.0)
         if self.wrong == "hardest":

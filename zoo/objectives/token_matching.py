@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoo.errors import RecipeError
 from zoo.objectives.contrastive import row_blocks
+from zoo.objectives.counterparts import counterparts, rows_of
 from zoo.objectives.direction import Duplicates
 from zoo.objectives.match import Match
 from zoo.objectives.objective import Objective, share, view
@@ -28,7 +29,7 @@ class TokenMatching(nn.Module, Objective):
 
     Inputs:
         a view of pictures with tokens and a view of texts, with tokens where the score asks for them (`tokens: true` of
-        the model); one row per sample or several.
+        the model); one row per sample or several. A row whose sample lacks the other view weighs nothing.
 
     Args:
         score: one of `zoo.objectives.regions`: `BestMatch`, `RegionSentence`, `NonLocalSentence`.
@@ -71,6 +72,7 @@ class TokenMatching(nn.Module, Objective):
 
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
         """See `Objective`. Besides `loss`: `temperature`, for "nce"."""
+        local, everyone = counterparts(local, everyone, self.pictures, self.texts)
         for name in (self.pictures, self.texts):
             refuse_empty(view(everyone, name), name)
         scale = None if self.temperature is None else self.temperature()
@@ -113,14 +115,6 @@ def refuse_empty(embedding: Embedding, name: str) -> None:
     if embedding.mask is not None and not bool((embedding.mask > 0).any(1).all()):
         row = int((embedding.mask > 0).any(1).int().argmin())
         raise RecipeError(f"row {row} of the view '{name}' has no token at all, so nothing can be matched with it")
-
-
-def rows_of(embedding: Embedding, part: slice) -> Embedding:
-    """Some rows."""
-    pieces = (embedding.vector, embedding.log_var, embedding.tokens, embedding.mask)
-    vector, *others = (None if piece is None else piece[part] for piece in pieces)
-    assert vector is not None
-    return Embedding(vector, *others)
 
 
 def cells(left: Embedding, right: Embedding) -> int:

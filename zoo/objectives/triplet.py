@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.objectives.contrastive import at_least_fp32, row_blocks
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.direction import Duplicates
 from zoo.objectives.match import Match
-from zoo.objectives.objective import Objective, share, view
+from zoo.objectives.objective import Objective, row_mean, share, view
 from zoo.types import Encoded
 
 Negatives = Literal["all", "hardest"]
@@ -23,11 +24,12 @@ class Triplet(nn.Module, Objective):
         L = sum_i sum_j [m - s_ii + s_ij]+ + [m - s_ii + s_ji]+, j over the others ("all": VSE, arXiv:1411.2539; DVSA,
         arXiv:1412.2306, equation 9), or only the j with the largest s_ij ("hardest": VSE++, arXiv:1707.05612, equation 6).
         The sum over i is divided by the number of samples; the official code of VSE++ does not divide, which is one factor
-        in the learning rate.
+        in the learning rate. Where a sample has several rows on a side, the sum over i takes their mean, so that both
+        directions weigh the same.
 
     Inputs:
         the views `query` and `target` (named by `views`), one row per sample or several. Where a row has several right
-        columns, the one with the lowest cosine has to win.
+        columns, the one with the lowest cosine has to win. A row whose sample lacks the other view weighs nothing.
 
     Args:
         margin: in units of cosine; 0.2 in VSE++.
@@ -58,12 +60,13 @@ class Triplet(nn.Module, Objective):
 
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
         """See `Objective`. Besides `loss`: `violations`, the share of rows that some column comes too close to."""
+        local, everyone = counterparts(local, everyone, self.query, self.target)
         losses = self._losses(local, everyone, self.query, self.target)
         loss = share(losses, local, everyone, self.query)
         if self.symmetric:
             back = self._losses(local, everyone, self.target, self.query)
             loss = loss + share(back, local, everyone, self.target)
-        return {"loss": loss, "violations": (losses.detach() > 0).float().mean()}
+        return {"loss": loss, "violations": row_mean((losses > 0).float())}
 
     def _losses(self, local: Encoded, everyone: Encoded, rows: str, columns: str) -> Tensor:
         match = Match(local, everyone, rows, columns)
@@ -88,6 +91,8 @@ def own_and_hidden(match: Match, part: slice, duplicates: Duplicates) -> tuple[T
 
 def hinge(scores: Tensor, own: Tensor, hidden: Tensor | None, margin: float, negatives: Negatives) -> Tensor:
     """Loss of every row of scores (r, C), (r,). A row without own cells, or with nothing else, costs 0."""
+    if not scores.shape[1]:
+        return scores.sum(1)
     positive = scores.masked_fill(~own, torch.inf).amin(1, keepdim=True)
     others = scores.masked_fill(own if hidden is None else own | hidden, -torch.inf)
     if negatives == "hardest":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.objectives.contrastive import at_least_fp32
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.objective import Objective
 from zoo.objectives.pairs import mean_share, paired
 from zoo.types import Encoded
@@ -23,7 +24,8 @@ class VicReg(nn.Module, Objective):
         L = invariance s(Z, Z') + variance (v(Z) + v(Z')) + covariance (c(Z) + c(Z'))
 
     Inputs:
-        the views `query` and `target` (named by `views`), one row per sample each.
+        the views `query` and `target` (named by `views`), one row per sample each. A sample that lacks one of them
+        weighs nothing.
 
     Args:
         invariance, variance, covariance: the weights (paper: 25, 25, 1).
@@ -63,16 +65,17 @@ class VicReg(nn.Module, Objective):
         """See `Objective`. Besides `loss`: `invariance`, `variance` and `covariance` without their weights, and `deviation`,
         the mean standard deviation of a dimension.
         """
+        local, everyone = counterparts(local, everyone, *self.names)
         one, other = (self._side(local, name) for name in self.names)
         sides = [self._side(everyone, name) for name in self.names]
         part = len(local.sample) / len(everyone.sample)
         with torch.autocast(one.device.type, enabled=False):
             distances = (one - other).square().sum(1) / (one.shape[1] if self.form == "official" else 1)
-            apart = mean_share(distances, local, everyone)
+            apart = mean_share(distances, local, everyone, self.names[0])
             halved = 0.5 if self.form == "official" else 1.0
             deviations = [deviation(side, self.epsilon) for side in sides]
             missing = torch.stack([(self.target_deviation - d).clamp(min=0).mean() for d in deviations])
-            flat = missing.sum() * (halved if len(everyone.sample) > 1 else 0.0)
+            flat = missing.sum() * (halved if len(sides[0]) > 1 else 0.0)
             repeated = torch.stack([repetition(side) for side in sides]).sum()
         # every rank computes these over all samples; gathered rows carry the gradient back to where they came from
         loss = self.invariance * apart + part * (self.variance * flat + self.covariance * repeated)
