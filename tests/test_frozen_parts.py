@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import lightning
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from zoo.errors import RecipeError
+from zoo.errors import RecipeError, ZooWarning
 from zoo.module import EmbeddingModule
 from zoo.objectives.infonce import InfoNCE
 from zoo.types import Batch, Embedding, Inputs
@@ -123,3 +124,39 @@ def test_nothing_frozen_changes_nothing_and_unknown_names_are_refused() -> None:
     assert all(part.training for part in module.train().modules())
     with pytest.raises(RecipeError, match="matches no parameter"):
         Towers(["picture"]).setup("fit")
+
+
+class Headed(Towers):
+    """With names that begin with one another."""
+
+    def __init__(self, freeze: list[str], rates: dict[str, float] | None = None) -> None:
+        super().__init__(freeze)
+        self.rates = rates or {}
+        self.image_head = nn.Linear(5, 5)
+        self.blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(11))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("image", "'image' matches 'image_head.bias' as well as 'image.0.bias'.*write 'image[.]'"),
+        (r"blocks\.1", r"'blocks\\.1' matches 'blocks.10.bias' as well as 'blocks.1.bias'.*write 'blocks\\.1[.]'"),
+        ("image|text", "'image|text' matches 'image_head.bias'"),
+    ],
+)
+def test_patterns_that_end_inside_of_a_name_are_told(pattern: str, found: str) -> None:
+    said = found.replace("[.]", r"\[\.\]").replace("|", r"\|")
+    with pytest.warns(ZooWarning, match=f"`freeze`: the pattern {said}"):
+        Headed([pattern]).setup("fit")
+    with pytest.warns(ZooWarning, match=f"`rates`: the pattern {said}"):
+        Headed([], {pattern: 0.1}).configure_optimizers()
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"image\.", "image[.]", "image.*", "image_head", ".*bias", r"blocks\.10", "im", "text"]
+)
+def test_patterns_that_mean_what_they_match_are_silent(pattern: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ZooWarning)
+        Headed([pattern]).setup("fit")
+        Headed([], {pattern: 0.1}).configure_optimizers()

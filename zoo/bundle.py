@@ -28,7 +28,7 @@ import yaml
 from zoo.card import card_text
 from zoo.errors import NonFiniteError, RecipeError, WeightsError, ZooError
 from zoo.recipe import read_mapping, read_recipe
-from zoo.weights import read_state, sha256
+from zoo.weights import plain, read_state, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,7 +163,7 @@ def _tensors(module: EmbeddingModule, dtype: StorageDtype | None) -> dict[str, T
         if value.untyped_storage().data_ptr() in storages:  # a view of something kept; the format wants its own copy
             value = value.clone()
         storages.add(value.untyped_storage().data_ptr())
-        kept[key] = value
+        kept[plain(key)] = value
     return kept
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.weights import plain
 
 # of an architecture, without meaning for the vectors that it gives once it is trained
 _TRAINING_OPTIONS = (
@@ -25,7 +26,7 @@ _TRAINING_STATE = ("objective.", "slow.", "mixing.")
 def fingerprint(recipe: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     """sha256 over all that decides a vector: weights, architecture, prompt, preprocessing."""
     digest = hashlib.sha256(json.dumps(vector_settings(recipe), sort_keys=True, default=str).encode())
-    for key, tensor in sorted(state.items()):
+    for key, tensor in sorted((plain(key), tensor) for key, tensor in state.items()):
         if not key.startswith(_TRAINING_STATE):
             digest.update(key.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -23,7 +23,7 @@ from zoo.module import EmbeddingModule
 from zoo.parsing import AS_TEXT, explain, explain_built
 from zoo.recipe import Recipe, Weights, read_recipe
 from zoo.registry import import_parts, without_working_folder
-from zoo.weights import fetch_folder, load_strictly, missing_keys, read_state, verify
+from zoo.weights import fetch_folder, load_strictly, missing_keys, named_as_in, read_state, verify
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -309,7 +309,7 @@ def _fill(
     missing must be frozen and belong to parts that read it from `base`, or from where fitting started (a LoRA
     checkpoint holds no backbone).
     """
-    expected = module.state_dict()
+    expected, state = module.state_dict(), named_as_in(module, state)
     kept = {
         key: value
         for key, value in state.items()

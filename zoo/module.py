@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from math import isclose
@@ -17,11 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.data.source import Processor
 from zoo.distributed import group_of, world_size
-from zoo.errors import NonFiniteError, RecipeError, WeightsError
+from zoo.errors import NonFiniteError, RecipeError, WeightsError, ZooWarning
 from zoo.nn.fingerprint import weights_digest
 from zoo.objectives.objective import Objective
 from zoo.rows import gathered, joined
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs
+from zoo.weights import named_as_in, plain
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -129,6 +131,7 @@ class EmbeddingModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put back what is kept elsewhere. WeightsError if it changed meanwhile, or if weights are not finite."""
+        checkpoint["state_dict"] = named_as_in(self, checkpoint["state_dict"])
         if broken := self.not_finite(checkpoint["state_dict"]):
             raise WeightsError(f"the checkpoint's weights are not finite, first {broken[:3]}; take an earlier one")
         self.check_elsewhere(checkpoint.get("kept_elsewhere", {}), "the checkpoint")
@@ -176,7 +179,7 @@ class EmbeddingModule(LightningModule):
             names[name].requires_grad_(True)
         self._frozen = set()
         for pattern in self.freeze_patterns:
-            hits = [name for name in names if re.match(pattern, name)]
+            hits = _matching(pattern, names, "freeze")
             if not hits:
                 raise RecipeError(f"freeze pattern '{pattern}' matches no parameter; there are e.g. {list(names)[:6]}")
             self._frozen |= {name for name in hits if names[name].requires_grad}
@@ -187,7 +190,7 @@ class EmbeddingModule(LightningModule):
 
     def _freezes(self, prefix: str, part: nn.Module) -> bool:
         """Whether `freeze` names all parameters of a part that has some."""
-        names = [f"{prefix}.{name}" for name, _ in part.named_parameters()]
+        names = [plain(f"{prefix}.{name}") for name, _ in part.named_parameters()]
         return bool(names) and all(any(re.match(p, name) for p in self.freeze_patterns) for name in names)
 
     def train(self, mode: bool = True) -> Self:
@@ -261,9 +264,11 @@ class EmbeddingModule(LightningModule):
         for decays in (True, False):
             for pattern in ("", *self.rates):
                 groups[pattern, decays] = []
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        rated = {one: set(_matching(one, names, "rates")) for one in self.rates}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                pattern = next((one for one in self.rates if re.match(one, name)), "")
+                pattern = next((one for one, found in rated.items() if name in found), "")
                 groups[pattern, parameter.ndim >= 2].append(parameter)
         groups = {key: found for key, found in groups.items() if found}
         if not groups:
@@ -367,6 +372,24 @@ def _checkpointed(module: EmbeddingModule, chunk: Inputs) -> Embedding:
         return tuple(getattr(e, name) for name in _PARTS)
 
     return Embedding(*checkpoint(run, use_reentrant=False))  # type: ignore[arg-type]  # a vector there always is
+
+
+def _matching(pattern: str, names: Iterable[str], option: str) -> list[str]:
+    """The names that a pattern matches from their start. Warns if it ends inside of some and at the end of a part of others:
+    `image` also matches `image_head`.
+    """
+    found = {name: match.end() for name in names if (match := re.match(pattern, plain(name)))}
+    cut = sorted(name for name, end in found.items() if re.fullmatch(r"\w\w", plain(name)[end - 1 : end + 1]))
+    if cut and len(cut) < len(found):
+        whole = min(set(found) - set(cut))
+        warnings.warn(
+            ZooWarning(
+                f"`{option}`: the pattern '{pattern}' matches '{cut[0]}' as well as '{whole}', because it ends inside of a "
+                f"name; write '{pattern}[.]' for that part alone, or '{pattern}.*' if all are meant"
+            ),
+            stacklevel=2,
+        )
+    return list(found)
 
 
 def _named(ids: Sequence[str], most: int = 8) -> str:

@@ -156,13 +156,34 @@ def weight_files(folder: Path) -> list[Path]:
 def read_state(place: Path) -> dict[str, Tensor]:
     """All tensors of a folder (see `weight_files`) or of one file, on the CPU.
 
-    Lightning checkpoints give their `state_dict`. Raises WeightsError for a file that is damaged or that would have to
+    Lightning checkpoints give their `state_dict`, and what wrappers put into names is left out (`plain_names`). Raises
+    WeightsError for a file that is damaged or that would have to
     be unpickled.
     """
     state: dict[str, Tensor] = {}
     for path in [place] if place.is_file() else weight_files(place):
         state |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    return state
+    return plain_names(state)
+
+
+def plain(name: str) -> str:
+    """The name of a part or tensor without the `_orig_mod.` that `torch.compile` puts in front of what it compiles."""
+    return name.replace("_orig_mod.", "")
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names of the module itself: `plain`, and without the `module.` of data-parallel training in
+    front of all.
+    """
+    wrapped = "module." if state and all(key.startswith("module.") for key in state) else ""
+    return {plain(key.removeprefix(wrapped)): value for key, value in state.items()}
+
+
+def named_as_in(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names that they have in `module`, whichever of the two was compiled or wrapped."""
+    own = {plain(key): key for key in module.state_dict()}
+    known = [key for key in state if plain(key) in own]
+    return {own.get(plain(key), key): value for key, value in (state if known else plain_names(state)).items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -241,7 +262,7 @@ def load_strictly(
     Raises:
         WeightsError: missing, unexpected or misshapen tensors; lists the first few with the nearest right name.
     """
-    expected = module.state_dict()
+    expected, state = module.state_dict(), named_as_in(module, state)
     missing = missing_keys(module, state) - set(may_miss)
     unexpected = sorted(set(state) - set(expected))
     misshapen = sorted(k for k in state if k in expected and state[k].shape != expected[k].shape)

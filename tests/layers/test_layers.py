@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"distributed", "files", "machine", "progress", "tables", "trust"},
     # models
     "rows": {"distributed"},
-    "module": {"data", "distributed", "nn", "objectives", "rows"},
+    "module": {"data", "distributed", "nn", "objectives", "rows", "weights"},
     "architectures": {"data", "module", "nn", "objectives", "registry"},
     "latents": {"ahead", "data", "nn", "progress"},
     "callbacks": {"data", "distributed", "files", "latents", "machine", "metrics", "progress", "weights"},

@@ -9,15 +9,20 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from zoo.weights import plain
+
 _known: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
 
 
 def weights_digest(module: nn.Module) -> str:
-    """sha256 of the state dict: names, types, shapes and values. Hashed again only when a tensor has changed."""
-    state = sorted(module.state_dict(keep_vars=True).items())
-    stamp = [(name, tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape) for name, tensor in state]
+    """sha256 of the state dict: names, types, shapes and values. Hashed again only when a tensor has changed, or made under
+    `torch.inference_mode`, where nothing tells of changes.
+    """
+    state = sorted((plain(name), tensor) for name, tensor in module.state_dict(keep_vars=True).items())
+    counted = not any(tensor.is_inference() for _, tensor in state)
+    stamp = [(name, t.data_ptr(), t._version, t.dtype, t.shape) for name, t in state] if counted else None
     known = _known.get(module)
-    if known is not None and known[0] == stamp:
+    if stamp is not None and known is not None and known[0] == stamp:
         return known[1]
     digest = hashlib.sha256()
     for name, tensor in state:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.weights import plain
+
 
 class Momentum(nn.Module):
     """Copy whose parameters are exponential moving averages: slow = m slow + (1 - m) fast. It gets no gradient, so it is
@@ -26,21 +28,27 @@ class Momentum(nn.Module):
     @torch.no_grad()
     def restart(self, model: nn.Module) -> None:
         """Become a copy of `model` as it is now, which has got other weights than those it was made with."""
-        now: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        for name, slow in (*self.model.named_parameters(), *self.model.named_buffers()):
+        now = _tensors(model)
+        for name, slow in _tensors(self.model).items():
             slow.copy_(now[name])
 
     @torch.no_grad()
     def follow(self, model: nn.Module) -> None:
         """Move towards the model's parameters, and take its buffers."""
-        fast: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        for name, slow in self.model.named_parameters():
-            slow.lerp_(fast[name].to(slow.dtype), 1 - self.momentum)
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(fast[name])
+        fast = _tensors(model)
+        for name, slow in _tensors(self.model).items():
+            if isinstance(slow, nn.Parameter):
+                slow.lerp_(fast[name].to(slow.dtype), 1 - self.momentum)
+            else:
+                slow.copy_(fast[name])
 
     def take_modes(self, model: nn.Module) -> None:
         """Put every part into the mode of the model's: what is frozen there is in evaluation mode while the rest trains."""
-        modes = {name: part.training for name, part in model.named_modules()}
+        modes = {plain(name): part.training for name, part in model.named_modules()}
         for name, part in self.model.named_modules():
-            part.training = modes[name]
+            part.training = modes[plain(name)]
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers; the model, or a part of it, may have been compiled since it was copied."""
+    return {plain(name): tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
