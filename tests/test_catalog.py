@@ -141,15 +141,6 @@ def test_find_path_takes_files_and_names(folder: Path, tmp_path: Path) -> None:
         catalog.find_path("x/small.yaml")
 
 
-def test_names_after_config_become_files(folder: Path) -> None:
-    file = str(folder / "small.yaml")
-    argv = ["--config", "small", "--config=small", "-c", "small", "--config", file, "--name", "small", "--x=small"]
-    expected = ["--config", file, f"--config={file}", "-c", file, "--config", file, "--name", "small", "--x=small"]
-    assert catalog.with_recipe_files(argv) == expected
-    with pytest.raises(UnknownNameError, match="small"):
-        catalog.with_recipe_files(["--config=smal"])
-
-
 # ---- the search path -------------------------------------------------------------------------------------------------
 
 

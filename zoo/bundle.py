@@ -94,9 +94,7 @@ def write_bundle(
         ZooError: the folder exists and is no bundle. NonFiniteError: weights that are not finite. WeightsError: no space
             left, or not writable; then nothing is left behind.
     """
-    place = Path(folder).expanduser().absolute()
-    if place.exists() and not is_bundle(place) and (place.is_file() or any(place.iterdir())):
-        raise ZooError(f"{place} exists and is no bundle; choose another folder")
+    place = check_place(folder)
     name = name or (recipe.stem if isinstance(recipe, Path) else place.name)
     parsed = read_recipe(recipe).raw if isinstance(recipe, Path) else dict(recipe)
     tensors = _tensors(module, dtype)
@@ -120,6 +118,14 @@ def write_bundle(
             "files": _listed(partial),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    return place
+
+
+def check_place(folder: str | Path) -> Path:
+    """Where a bundle is to be written. ZooError if something else is there."""
+    place = Path(folder).expanduser().absolute()
+    if place.exists() and not is_bundle(place) and (place.is_file() or any(place.iterdir())):
+        raise ZooError(f"{place} exists and is no bundle; choose another folder")
     return place
 
 

@@ -18,14 +18,14 @@ import fnmatch
 import importlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import RecipeError, UnknownNameError
-from zoo.recipe import Card, Recipe, read_mapping, read_recipe
+from zoo.recipe import Card, Recipe, read_recipe
 from zoo.registry import PluginWarning, describe, plugins
 
 _PACKAGE = Path(__file__).parent
@@ -86,7 +86,7 @@ def find_path(name_or_file: str) -> Path:
     Raises:
         UnknownNameError: neither; says which names are near. RecipeError: a file that is not there, of an entry's name.
     """
-    path = Path(name_or_file)
+    path = Path(name_or_file).expanduser()
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml"):
@@ -102,30 +102,6 @@ def find_path(name_or_file: str) -> Path:
             f"prints, and start from the weights (`start: {name_or_file}`)"
         )
     return found
-
-
-def with_recipe_files(argv: Sequence[str]) -> list[str]:
-    """A command line whose `--config NAME` are paths: an installed zoo has no `recipes/` folder that one could name.
-
-    Raises:
-        UnknownNameError: see `find_path`. RecipeError: a file is no YAML (see `zoo.recipe.read_mapping`).
-    """
-    expanded: list[str] = []
-    for position, argument in enumerate(argv):
-        option, equals, value = argument.partition("=")
-        if position and argv[position - 1] in ("--config", "-c"):
-            expanded.append(str(_readable(find_path(argument))))
-        elif equals and option == "--config":
-            expanded.append(f"--config={_readable(find_path(value))}")
-        else:
-            expanded.append(argument)
-    return expanded
-
-
-def _readable(path: Path) -> Path:
-    """The path of a file that can be parsed: the parser of the command line would look at each alias in it."""
-    read_mapping(path)
-    return path
 
 
 def names() -> list[str]:

@@ -117,6 +117,28 @@ def _instantiated(parser: ArgumentParser, settings: Namespace, recipe: str) -> E
     return built
 
 
+def recipe_of(name: str) -> tuple[str, dict[str, Any]]:
+    """Public name and recipe of what `load` takes, without its weights. Raises as `load`.
+
+    A model that a bundle or a run brings is built once, without memory, so that it names nothing that it may not.
+    """
+    if not name.startswith("path:"):
+        recipe = catalog.find(name)[0]
+        return recipe.name, recipe.raw
+    place = _existing(Path(name.removeprefix("path:")).expanduser())
+    if place.suffix in (".yaml", ".yml"):
+        return place.stem, read_recipe(place).raw
+    if (folder := _bundle_in(place)) is not None:
+        bundle = read_bundle(folder)
+        name, raw = bundle.name, bundle.recipe
+    else:
+        recipe = _recipe_beside(place if place.is_file() else _checkpoint(place))
+        name, raw = recipe.name, recipe.raw
+    with trust.elsewhere(place), torch.device("meta"):
+        build_model(raw["model"], name)
+    return name, raw
+
+
 # ---- from a recipe ---------------------------------------------------------------------------------------------------
 
 
@@ -235,15 +257,12 @@ def converter(path: str) -> Callable[..., dict[str, Tensor]]:
 
 
 def _from_place(place: Path, weights: bool | str | Path) -> Embedder:
-    if not place.exists():
-        raise WeightsError(f"there is no '{place}'")
-    if place.suffix in (".yaml", ".yml"):
+    if _existing(place).suffix in (".yaml", ".yml"):
         return _from_recipe_file(place, weights)
     if not isinstance(weights, bool):
         raise WeightsError(f"'path:{place}' brings its own weights; leave weights='{weights}' out, or name the recipe")
-    for folder in (place, place / "bundle"):
-        if is_bundle(folder):
-            return _from_bundle(read_bundle(folder), weights=weights)
+    if (folder := _bundle_in(place)) is not None:
+        return _from_bundle(read_bundle(folder), weights=weights)
     checkpoint = place if place.is_file() else _checkpoint(place)
     recipe = _recipe_beside(checkpoint)
     with trust.elsewhere(place):
@@ -257,6 +276,17 @@ def _from_recipe_file(file: Path, weights: bool | str | Path) -> Embedder:
         with trust.elsewhere(file):
             return _from_recipe(recipe, None, weights)
     return _from_recipe(recipe, None, weights)
+
+
+def _existing(place: Path) -> Path:
+    if not place.exists():
+        raise WeightsError(f"there is no '{place}'")
+    return place
+
+
+def _bundle_in(place: Path) -> Path | None:
+    """A bundle, or that of a run."""
+    return next((folder for folder in (place, place / "bundle") if is_bundle(folder)), None)
 
 
 def _from_bundle(bundle: Bundle, *, name: str | None = None, card: Any = None, weights: bool = True) -> Embedder:

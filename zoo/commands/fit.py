@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import warnings
 from pathlib import Path
 from traceback import walk_tb
@@ -15,7 +16,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from zoo.bundle import write_bundle
+from zoo.bundle import check_place, write_bundle
 from zoo.callbacks.checkpoint_files import CheckpointFiles
 from zoo.callbacks.checkpointing import BestCheckpoint, ResumableCheckpoint
 from zoo.callbacks.evaluation import RetrievalEvaluation
@@ -25,10 +26,13 @@ from zoo.callbacks.predictions import Predictions
 from zoo.callbacks.progress import FitProgress
 from zoo.callbacks.report import Report
 from zoo.callbacks.results_file import ResultsFile
-from zoo.catalog import with_recipe_files
+from zoo.card import card_of_run, example_of_use
+from zoo.command_line import CommandLine, read_command_line
+from zoo.data.datamodule import EmbeddingData
 from zoo.errors import WeightsError, ZooError
 from zoo.files import replacing
 from zoo.module import EmbeddingModule
+from zoo.nn.start import reads_its_own, recipe_without_pretrained, start_from, without_pretrained
 from zoo.parsing import explain
 from zoo.recipe import Card, read_recipe
 from zoo.registry import import_parts
@@ -39,7 +43,9 @@ EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells have it
 class ZooCLI(LightningCLI):
     """LightningCLI in subclass mode, with what every run of the zoo has: exact resume, evaluation, history, report."""
 
-    recipe = Path("run.yaml")
+    def __init__(self, line: CommandLine, **settings: Any) -> None:
+        self.line = line
+        super().__init__(**settings)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The sections of a recipe beside model, data and trainer. `card:` is checked by `zoo.catalog`."""
@@ -64,7 +70,7 @@ class ZooCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             options = [option for action in self._parser(args[0])._actions for option in action.option_strings]
-            raise explain(error, _recipe_of(args), options) from error
+            raise explain(error, self.line.name, options) from error
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint says nothing about the recipe; Lightning would build whatever class it names."""
@@ -72,17 +78,17 @@ class ZooCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fill in what follows from the recipe's name: where the run writes, and its loggers."""
         settings = self.config[self.subcommand]
-        if settings.config:
-            self.recipe = Path(str(settings.config[0]))
         if self.subcommand == "fit":
-            Card.of(settings.card, str(self.recipe))  # now, not when the bundle is written
+            Card.of(settings.card, self.line.recipe.name)  # now, not when the bundle is written
             self._given = settings.clone()  # before machine paths come in
-        run_dir = Path(settings.run_dir or Path("runs") / self.recipe.stem)
+        run_dir = Path(settings.run_dir or Path("runs") / self.line.name).expanduser()
+        if self.subcommand == "fit":
+            check_place(run_dir / "bundle")  # now, not when there is something to lose
         settings.ckpt_path = _checkpoint(settings.ckpt_path, run_dir / "checkpoints", str(self.subcommand))
         if self.subcommand in ("validate", "test"):
             settings.verbose = False  # Lightning's own table of results beside ours
         settings.run_dir = settings.trainer.default_root_dir = settings.report.dirpath = str(run_dir)
-        settings.report.name = self.recipe.stem
+        settings.report.name = self.line.name
         settings.results.dirpath = str(run_dir)
         settings.checkpoint.dirpath = settings.best.dirpath = str(run_dir / "checkpoints")
         settings.predictions.dirpath = str(run_dir / "predictions")
@@ -126,16 +132,22 @@ class ZooCLI(LightningCLI):
             raise WeightsError(told if path in told else f"{path} can't be restored: {told[:400]}") from error
 
     def before_fit(self) -> None:
-        """Write down what is trained; take the weights of `start`, its adapters merged (a checkpoint holds them already)."""
+        """Try what could fail later, write down what is trained, and take the weights of `start`, its adapters merged.
+
+        A checkpoint holds those already.
+        """
         settings = self.config["fit"]
+        if isinstance(self.datamodule, EmbeddingData):
+            self.datamodule.try_out(self.model.processor)
+        if settings.start and settings.ckpt_path is None:
+            from zoo.loading import load
+
+            start_from(self.model, load(settings.start, device="cpu").module, settings.start, settings.start_fresh)
         if self.trainer.is_global_zero:
             with replacing(Path(settings.run_dir) / "recipe.yaml") as partial:
                 partial.write_text(yaml.safe_dump(self._merged(), sort_keys=False, allow_unicode=True), "utf-8")
-        if settings.start and settings.ckpt_path is None:
-            from zoo.loading import load
-            from zoo.nn.start import start_from
-
-            start_from(self.model, load(settings.start, device="cpu").module, settings.start, settings.start_fresh)
+        if settings.start:
+            without_pretrained(self.model, settings.start_fresh)
 
     def before_validate(self) -> None:
         """Without --ckpt_path: measure the released weights of the recipe."""
@@ -154,27 +166,30 @@ class ZooCLI(LightningCLI):
             return
         from zoo.loading import load_weights
 
-        name = self.recipe.stem
+        name, recipe = self.line.name, self.line.recipe
         weights = self.config[stage].card.get("weights")
         if not weights:
             raise WeightsError(
                 f"'{name}' has no released weights to {stage} with: name those of a run, "
-                f"--ckpt_path runs/{name}/checkpoints/best.ckpt, or train it, zoo fit --config {self.recipe}"
+                f"--ckpt_path runs/{name}/checkpoints/best.ckpt, or train it, zoo fit --config {recipe}"
             )
         print(f"no --ckpt_path given: these are the released weights of '{name}'")
         if notes := next(iter(Card.of(self.config[stage].card, name).weights.values())).notes:
             print(f"note: {notes}")
-        load_weights(self.model, self.recipe)
+        load_weights(self.model, recipe)
 
     def _merged(self) -> dict[str, Any]:
         """The recipe that was trained: all `--config` files and options together, defaults written out.
 
-        Figures and weights of the card are those of the recipe as released, so they are left out.
+        With `start` the parts that it brought have read nothing of their own.
         """
         merged: dict[str, Any] = yaml.safe_load(self._parser("fit").dump(self._given, skip_none=False))
-        released = ("results", "weights", "convert", "parameters")
-        card = {key: value for key, value in merged["card"].items() if key not in released}
-        return {"card": card, **{key: merged[key] for key in ("model", "data", "trainer", "best")}}
+        if merged["start"]:
+            kept = reads_its_own(self.model, merged["start_fresh"])
+            merged["model"] = recipe_without_pretrained(merged["model"], kept)
+        merged["card"] = card_of_run(merged, self.line.stale)
+        keys = ("card", *(key for key in ("start", "start_fresh") if merged[key]), "model", "data", "trainer", "best")
+        return {key: merged[key] for key in keys}
 
     def after_fit(self) -> None:
         """Write the bundle of the best (or, without validation, the last) weights, and measure them on the test tasks."""
@@ -188,8 +203,25 @@ class ZooCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self.trainer.is_global_zero:
             recipe = read_recipe(run_dir / "recipe.yaml").raw
-            folder = write_bundle(self.model, recipe, run_dir / "bundle", name=self.recipe.stem)
-            print(f'\nuse it:    zoo search path:{folder} "a slice of pizza" --in emoji')
+            folder = write_bundle(self.model, recipe, run_dir / "bundle", name=self.line.name, metrics=self._measured())
+            print(f"\nuse it:    {example_of_use(folder, recipe, self._caption())}")
+
+    def _caption(self) -> str:
+        """A text of the training data, to search for."""
+        if not isinstance(self.datamodule, EmbeddingData) or not self.datamodule.train:
+            return ""
+        views = self.datamodule.train[0].draw(0, random.Random(0)).views.values()
+        items = [item for view in views for item in (view if isinstance(view, tuple) else (view,))]
+        return next((item.text for item in items if item.text), "")
+
+    def _measured(self) -> dict[str, float]:
+        """What this run measured on the test tasks, with the weights that it releases, for the card."""
+        evaluation = next(c for c in self.trainer.callbacks if isinstance(c, RetrievalEvaluation))  # type: ignore[attr-defined]
+        return {
+            f"test, {result.task.name}, {metric}": value
+            for result in evaluation.results.get("test", [])
+            for metric, value in result.values.items()
+        }
 
 
 def run_lightning(subcommand: str, argv: list[str]) -> int:
@@ -206,9 +238,8 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda line: "litlogger" not in line.getMessage()
     )
-    argv = with_recipe_files(argv)
     try:
-        _run(subcommand, argv)
+        _run(subcommand, read_command_line(subcommand, argv))
     except SIGTERMException:  # without a code of its own the process would seem to have come to its end
         return EXIT_TERMINATED
     except SystemExit as end:
@@ -218,11 +249,12 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
     return 0
 
 
-def _run(subcommand: str, argv: list[str]) -> None:
+def _run(subcommand: str, line: CommandLine) -> None:
     quiet = {"exit_on_error": False}  # a wrong key becomes one sentence (zoo.parsing) instead of a page of usage
     ZooCLI(
-        EmbeddingModule,
-        LightningDataModule,
+        line,
+        model_class=EmbeddingModule,
+        datamodule_class=LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
@@ -230,7 +262,7 @@ def _run(subcommand: str, argv: list[str]) -> None:
         seed_everything_default=0,
         trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
         parser_kwargs=quiet | {name: quiet for name in ("fit", "validate", "test", "predict")},
-        args=[subcommand, *argv],
+        args=[subcommand, *line.arguments],
     )
 
 
@@ -254,12 +286,3 @@ def _restoring(error: Exception) -> bool:
     """Whether it was raised while Lightning restored a checkpoint."""
     restoring = ("_restore_modules_and_callbacks", "restore_training_state")
     return any(frame.f_code.co_name in restoring for frame, _ in walk_tb(error.__traceback__))
-
-
-def _recipe_of(args: list[str]) -> str:
-    """The stem of the first `--config`, for messages."""
-    for position, argument in enumerate(args):
-        option, _, value = argument.partition("=")
-        if option in ("--config", "-c"):
-            return Path(value or args[position + 1]).stem
-    return "command line"

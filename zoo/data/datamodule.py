@@ -13,8 +13,8 @@ from zoo.data.batches import SourceBatches, TaskBatches, TrainingBatches, even_b
 from zoo.data.loader import BatchLoader, TrainingLoader
 from zoo.data.sampler import HomogeneousBatches
 from zoo.data.source import Augment, Processor, Source, TaskSource
-from zoo.errors import RecipeError, UnknownNameError
-from zoo.types import RetrievalTask
+from zoo.errors import RecipeError, SampleError, UnknownNameError
+from zoo.types import RetrievalTask, Sample
 
 Stage = Literal["val", "test"]
 
@@ -80,6 +80,21 @@ class EmbeddingData(LightningDataModule):
         if stage not in self._tasks:
             self._tasks[stage] = _checked([task for source in getattr(self, stage) for task in source.tasks()], stage)
         return self._tasks[stage]
+
+    def try_out(self, processor: Processor) -> None:
+        """Read one record of every training source and two items of every task, so that what can't be read is said before
+        the first step. Raises what reading raises; a training sample that `on_bad_sample` would skip is no reason to.
+        """
+        for source in filter(len, self.train):  # an empty one is refused where its batches are made
+            try:
+                processor([source.draw(0, random.Random(0))])
+            except SampleError:
+                if self.on_bad_sample == "raise":
+                    raise
+        for stage in ("val", "test"):
+            for task in self.tasks(stage):
+                processor([Sample(f"{task.name}: query 0", {"query": task.queries[0]})])
+                processor([Sample(f"{task.name}: candidate 0", {"target": task.candidates[0]})])
 
     @property
     def processor(self) -> Processor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -75,3 +76,33 @@ def _fresh(model: nn.Module, parts: Sequence[str]) -> set[str]:
             raise RecipeError(f"`start_fresh` names '{name}', but the model has no such part")
         found |= keys
     return found
+
+
+# ---- what the start brings is not read again ---------------------------------------------------------------------------
+
+
+def reads_its_own(module: nn.Module, fresh: Sequence[str] = ()) -> tuple[str, ...]:
+    """Prefixes of parts that still read what `pretrained` names: frozen encoders, which no bundle holds, and new parts."""
+    return tuple(f"{name}." for name in [*module.kept_elsewhere(), *fresh])  # type: ignore[operator]  # an EmbeddingModule
+
+
+def without_pretrained(module: nn.Module, fresh: Sequence[str] = ()) -> None:
+    """Have all other parts read nothing when fitting begins."""
+    kept = reads_its_own(module, fresh)
+    for name, part in module.named_modules():
+        if getattr(part, "pretrained", None) is not None and not f"{name}.".startswith(kept):
+            part.pretrained = None
+
+
+def recipe_without_pretrained(part: Any, kept: tuple[str, ...], path: str = "") -> Any:
+    """The same of a recipe's `model`: what says `pretrained` below a path that is not `kept` says null."""
+    if isinstance(part, list):
+        return [recipe_without_pretrained(entry, kept, path) for entry in part]
+    if not isinstance(part, Mapping):
+        return part
+    return {
+        key: None
+        if key == "pretrained" and not path.startswith(kept)
+        else recipe_without_pretrained(value, kept, path if key == "init_args" else f"{path}{key}.")
+        for key, value in part.items()
+    }
