@@ -20,6 +20,7 @@ from zoo.card import card_of_run, card_text, example_of_use
 from zoo.command_line import read_command_line
 from zoo.errors import UnknownNameError
 from zoo.nn.start import recipe_without_pretrained
+from zoo.weights import sha256
 
 COLOURS = {"red": (200, 10, 10), "green": (10, 200, 10), "blue": (10, 10, 200)}
 
@@ -296,3 +297,17 @@ def test_a_released_entry_is_fitted_on_a_folder(photos: Path, capsys: pytest.Cap
     assert (
         model.dim == zoo.load("clip-emoji").dim and "pretrained: path:" not in Path("runs/mine/recipe.yaml").read_text()
     )
+
+
+@pytest.mark.parametrize("arguments", [["--start", "BUNDLE"], ["--config", "BUNDLE/recipe.yaml"]])
+def test_a_bundle_that_is_fitted_on_runs_no_code_of_its_own(released: Path, arguments: list[str], capsys: Any) -> None:
+    Path("evil.py").write_text("from pathlib import Path\nPath('ran').touch()\nclass X: ...", "utf-8")
+    recipe = yaml.safe_load((released / "recipe.yaml").read_text("utf-8"))
+    recipe["model"]["init_args"]["objective"] = {"class_path": "evil.X"}
+    (released / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    manifest = json.loads((released / "bundle.json").read_text("utf-8"))
+    manifest["files"]["recipe.yaml"]["sha256"] = sha256(released / "recipe.yaml")
+    (released / "bundle.json").write_text(json.dumps(manifest), "utf-8")
+    said = [one.replace("BUNDLE", str(released)) for one in arguments]
+    assert run("fit", *said, "--config", own(), *QUIET, "--trainer.max_steps", 1) == cli.EXIT_BAD_INPUT
+    assert "'evil.X', which is never run" in capsys.readouterr().err and not Path("ran").exists()
