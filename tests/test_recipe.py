@@ -15,6 +15,7 @@ import zoo
 from zoo import catalog
 from zoo.bundle import MANIFEST, read_bundle, write_bundle
 from zoo.cli import main
+from zoo.command_line import read_command_line
 from zoo.errors import RecipeError, WeightsError, ZooError
 from zoo.loading import build_model
 from zoo.recipe import read_mapping
@@ -52,7 +53,7 @@ def test_a_recipe_is_refused(tmp_path: Path, hostile: tuple[str, str]) -> None:
     (tmp_path / "bad.yaml").write_text(text, "utf-8")
     for read in (
         lambda: zoo.load(f"path:{tmp_path / 'bad.yaml'}"),
-        lambda: catalog.with_recipe_files(["--config", "bad.yaml"]),
+        lambda: read_command_line("fit", ["--config", "bad.yaml"]),
     ):
         began = time.monotonic()
         with pytest.MonkeyPatch.context() as patch, pytest.raises(RecipeError) as caught:
