@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import RecipeError
 from zoo.weights import plain
 
 
@@ -34,7 +35,17 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def follow(self, model: nn.Module) -> None:
-        """Move towards the model's parameters, and take its buffers."""
+        """Move towards the model's parameters, and take its buffers.
+
+        Raises:
+            RecipeError: trained weights in half precision, in which small steps are lost and the copy stands still.
+        """
+        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+        if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in trained):
+            raise RecipeError(
+                f"`momentum: {self.momentum}` moves the slow copy by less than half precision can tell: set the trainer's "
+                "precision to bf16-mixed, 16-mixed or 32-true, or leave `momentum` out"
+            )
         fast = _tensors(model)
         for name, slow in _tensors(self.model).items():
             if isinstance(slow, nn.Parameter):

@@ -102,4 +102,4 @@ class MaskedWords(nn.Module, Objective):
             raise RecipeError(
                 f"MaskedWords needs tokens, and the view '{name}' has none: set `tokens: true` of the model"
             )
-        return embedding.tokens[rows], embedding.mask[rows] == 0
+        return at_least_fp32(embedding.tokens[rows]), embedding.mask[rows] == 0
