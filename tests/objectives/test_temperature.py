@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from encoded_rows import encoded, unit
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.errors import RecipeError, WeightsError
@@ -281,6 +282,19 @@ def test_a_state_of_an_older_version_holds_what_its_recipe_says(learn: str, valu
     objective = InfoNCE(0.02, learn)  # type: ignore[arg-type]
     objective.load_state_dict({"temperature.parameter": torch.tensor(value)}, strict=True)
     assert objective.temperature().item() == pytest.approx(20)
+
+
+def test_averaged_weights_keep_their_kind() -> None:
+    """EMA of 2 and 2 may be 1.9999999, which is 1 as an integer, and would make a linear temperature a logarithm."""
+    for decay in (0.9, 0.99, 0.999):
+        objective = InfoNCE(0.05, "linear")
+        average = AveragedModel(objective, use_buffers=True, avg_fn=get_ema_avg_fn(decay))
+        for _ in range(5):
+            average.update_parameters(objective)
+        other = InfoNCE(0.02, "log")
+        other.load_state_dict(average.module.state_dict())
+        assert 1 / other.temperature().item() == pytest.approx(0.05, rel=1e-5)
+        assert not dict(objective.named_buffers())
 
 
 def test_a_kind_of_a_newer_version_is_refused() -> None:

@@ -56,7 +56,9 @@ def start_from(model: nn.Module, other: nn.Module, source: str, fresh: Sequence[
 
 
 def _learned(model: nn.Module | None, other: nn.Module | None) -> Iterator[str]:
-    """Names of what is trained in parts of one class that learn in the same way, and of the statistics beside it."""
+    """Names of what is trained in parts of one class that learn in the same way, and of the statistics beside it (of a batch
+    norm).
+    """
     if model is None or type(model) is not type(other):
         return
     trained = [name for name, parameter in model.named_parameters(recurse=False) if parameter.requires_grad]

@@ -13,7 +13,7 @@ from zoo.errors import RecipeError, WeightsError
 Learn = Literal["no", "log", "linear"]
 Cap = Literal["parameter", "official"]
 KINDS: tuple[Learn, ...] = ("no", "log", "linear")
-"""What `Temperature.kind` counts: how the stored number is to be read."""
+"""What `kind` in the state of a `Temperature` counts: how the number is to be read."""
 
 
 class Temperature(nn.Module):
@@ -33,13 +33,12 @@ class Temperature(nn.Module):
             the gradient of the uncapped scale, as in the code of FDT.
 
     Its state says in `kind` how the number is kept, so that it is read as what it is by a temperature that keeps its own
-    otherwise. Files without `kind`, of older versions, hold it as their recipe says.
+    otherwise. Files without `kind`, of older versions, hold it as their recipe says. `kind` is no buffer, since averaging of
+    weights would average it.
 
     Raises:
         RecipeError: a temperature, a largest scale or limits that are not positive numbers.
     """
-
-    kind: Tensor
 
     def __init__(
         self,
@@ -58,7 +57,6 @@ class Temperature(nn.Module):
             raise RecipeError(f"limits are {list(limits)}; give the least and the largest temperature, both above 0")
         value = math.log(1 / start) if learn == "log" else start
         self.parameter = nn.Parameter(torch.tensor(float(value)), requires_grad=learn != "no")
-        self.register_buffer("kind", torch.tensor(KINDS.index(learn)))
         self.learn = learn
         self.max_scale = max_scale if learn == "log" else None
         self.bounds = _bounds(learn, None if cap == "official" else self.max_scale, limits)
@@ -83,14 +81,19 @@ class Temperature(nn.Module):
             self.parameter.clamp_(*self.bounds)
         return self.parameter
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}kind"] = torch.tensor(KINDS.index(self.learn), device="cpu")
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """Read a number that was kept otherwise as the temperature that it is."""
-        number, kind = f"{prefix}parameter", f"{prefix}kind"
-        if number in state_dict and kind in state_dict:
-            if (stored := int(state_dict[kind])) >= len(KINDS):
-                raise WeightsError(f"'{kind}' is {stored}, which this version does not know; upgrade embedding-zoo")
+        number, kind = f"{prefix}parameter", state_dict.pop(f"{prefix}kind", None)
+        if number in state_dict and kind is not None:
+            if (stored := int(kind)) >= len(KINDS):
+                raise WeightsError(
+                    f"'{prefix}kind' is {stored}, which this version does not know; upgrade embedding-zoo"
+                )
             state_dict[number] = _kept_as(self.learn, state_dict[number], KINDS[stored])
-        state_dict[kind] = self.kind.clone()
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
