@@ -78,6 +78,8 @@ class CollectedEmbeddings(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure every task."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # sees single batches
+            return
         for number, task in enumerate(_tasks(trainer)):
             if not self._wanted(task):
                 show(trainer, f"{type(self).__name__} leaves out the task '{task.name}': {self._reason(task)}")

@@ -85,6 +85,7 @@ def ordered(parts: Parts, kind: str, count: int, task: str) -> Tensor:
     if missing:
         raise SampleError(
             f"task '{task}': {len(missing)} of {count} {word} were not embedded, first {kind}:{missing[0]}; ranking "
-            "needs them all, so leave limit_val_batches and limit_test_batches alone and take smaller tasks instead"
+            "needs them all, so the dataloaders must give every item (EmbeddingData makes tasks smaller where "
+            "limit_val_batches, limit_test_batches or overfit_batches ask for it)"
         )
     return torch.cat([v for _, v in parts])[row_of]

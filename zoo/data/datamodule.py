@@ -12,8 +12,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from zoo.data.batches import SourceBatches, TaskBatches, TrainingBatches, even_batches
 from zoo.data.loader import BatchLoader, TrainingLoader
 from zoo.data.sampler import HomogeneousBatches
+from zoo.data.smaller_tasks import smaller
 from zoo.data.source import Augment, Processor, Source, TaskSource
-from zoo.errors import RecipeError, SampleError, UnknownNameError
+from zoo.errors import RecipeError, SampleError, UnknownNameError, ZooWarning
 from zoo.types import RetrievalTask, Sample
 
 Stage = Literal["val", "test"]
@@ -70,16 +71,47 @@ class EmbeddingData(LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.on_bad_sample, self.bad_sample_limit = on_bad_sample, bad_sample_limit
         self._tasks: dict[str, list[RetrievalTask]] = {}
+        self._smaller: dict[str, tuple[Trainer, list[RetrievalTask]]] = {}
         if eval_batch_size < 1:
             raise RecipeError(f"eval_batch_size is {eval_batch_size}; it is at least 1")
 
     def tasks(self, stage: Stage) -> list[RetrievalTask]:
-        """The evaluation tasks of a stage, in the order of its dataloaders."""
+        """The evaluation tasks of a stage, in the order of its dataloaders. Where the trainer limits the batches of a stage
+        (`limit_val_batches`, `limit_test_batches`, `overfit_batches`), they are smaller once there are dataloaders.
+        """
         if stage not in ("val", "test"):
             raise UnknownNameError("stage", stage, ("val", "test"), "(there are val and test)")
         if stage not in self._tasks:
             self._tasks[stage] = _checked([task for source in getattr(self, stage) for task in source.tasks()], stage)
-        return self._tasks[stage]
+        limited_by, smaller_ones = self._smaller.get(stage, (None, []))
+        return smaller_ones if limited_by is not None and limited_by is self.trainer else self._tasks[stage]
+
+    def _limited(self, stage: Stage) -> list[RetrievalTask]:
+        """The tasks of a stage; if the trainer limits its batches, of that many items. Ranking needs a task as a whole:
+        the trainer must cut nothing off, so its limit is lifted.
+        """
+        trainer, option = self._trainer, f"limit_{stage}_batches"
+        limit: int | float = getattr(trainer, option)
+        unlimited = limit == 0 or (isinstance(limit, float) and limit == 1.0)  # 0: nothing is measured at all
+        if unlimited or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return self.tasks(stage)
+        batch = self.eval_batch_size * trainer.world_size
+        found = []
+        for task in self.tasks(stage):
+            count = len(task.queries) + len(task.candidates)
+            found.append(smaller(task, int(limit * count) if isinstance(limit, float) else limit * batch))
+            if found[-1] is not task:
+                reason = "overfit_batches" if stage == "val" and trainer.overfit_batches else option  # type: ignore[attr-defined]
+                warnings.warn(
+                    ZooWarning(
+                        f"{reason}: task '{task.name}' is measured on {len(found[-1].queries):,} of {len(task.queries):,} "
+                        f"queries and {len(found[-1].candidates):,} of {len(task.candidates):,} candidates"
+                    ),
+                    stacklevel=2,
+                )
+        self._smaller[stage] = trainer, found
+        setattr(trainer, option, 1.0)
+        return found
 
     def try_out(self, processor: Processor) -> None:
         """Read one record of every training source and two items of every task, so that what can't be read is said before
@@ -146,13 +178,13 @@ class EmbeddingData(LightningDataModule):
         if not self.tasks("val") and self._trainer.state.fn == "validate":
             raise RecipeError("there is nothing to validate on: data.init_args.val is empty")
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # to fit without is fine
-        return [self._task_loader(task) for task in self.tasks("val")]
+        return [self._task_loader(task) for task in self._limited("val")]
 
     def test_dataloader(self) -> list[BatchLoader]:
         """One loader per test task."""
         if not self.tasks("test"):
             raise RecipeError("there is nothing to test: data.init_args.test is empty")
-        return [self._task_loader(task) for task in self.tasks("test")]
+        return [self._task_loader(task) for task in self._limited("test")]
 
     def predict_dataloader(self) -> list[BatchLoader]:
         """One loader per source and per task of `predict`: all views of records, or queries and candidates."""
