@@ -91,7 +91,15 @@ def test_version(capsys) -> None:
         (["show"], "error: zoo show: the following arguments are required: name"),
         (["show", "smal"], "error: unknown model 'smal'; did you mean 'small'?"),
         (["show", "small.oficial"], "did you mean 'official'?"),
-        (["list", "smal*x"], "error: unknown model 'smal*x'"),
+        (["list", "smal*x"], "error: no entry is called like 'smal*x'; did you mean 'small'? (`zoo list` prints all)"),
+        (["list", "qq*"], "error: no entry is called like 'qq*'; there are small (`zoo list` prints all)"),
+        (["list", "bare", "--pretrained"], "no entry with released weights is called like 'bare'; there are small"),
+        (
+            ["list", "--family", "fusion", "--pretrained"],
+            "error: unknown family 'fusion'; there are dual-encoder",
+        ),
+        (["list", "--family", "vlm"], "error: unknown family 'vlm'; there are dual-encoder"),
+        (["show", "qq"], "error: unknown model 'qq'; there are small (`zoo list` prints all)"),
         (["list", "--family", "dual_encoder"], "did you mean 'dual-encoder'?"),
     ],
 )

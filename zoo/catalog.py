@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import RecipeError, UnknownNameError
+from zoo.files import user_path
 from zoo.recipe import Card, Recipe, read_recipe
 from zoo.registry import PluginWarning, describe, plugins
 
@@ -86,7 +87,7 @@ def find_path(name_or_file: str) -> Path:
     Raises:
         UnknownNameError: neither; says which names are near. RecipeError: a file that is not there, of an entry's name.
     """
-    path = Path(name_or_file).expanduser()
+    path = user_path(name_or_file)
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml"):

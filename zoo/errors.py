@@ -11,13 +11,16 @@ class ZooError(Exception):
 
 
 class UnknownNameError(ZooError, KeyError):
-    """A name that does not exist, with the nearest ones that do."""
+    """A name that does not exist, with the nearest ones that do, or else with some of what there is."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
-        self.suggestions = suggest(name, known)
+        names = list(known)
+        self.suggestions = suggest(name, names)
         message = f"unknown {kind} '{name}'"
         if self.suggestions:
             message += f"; did you mean {' or '.join(repr(s) for s in self.suggestions)}?"
+        elif names and not any(one in hint for one in names):
+            message += f"; there are {some(names)}"
         super().__init__(f"{message} {hint}".strip())
 
     def __str__(self) -> str:  # KeyError would print the repr
@@ -49,6 +52,13 @@ class MissingExtraError(ZooError, ImportError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs packages that are not installed: pip install 'embedding-zoo[{extra}]'")
+
+
+def some(names: Iterable[str], most: int = 8) -> str:
+    """The first of the names in order, and how many more there are."""
+    everyone = sorted(names)
+    more = f" and {len(everyone) - most} more" if len(everyone) > most + 1 else ""
+    return ", ".join(everyone[:most] if more else everyone) + more
 
 
 def suggest(name: str, known: Iterable[str], most: int = 3) -> list[str]:

@@ -36,6 +36,14 @@ def locate(source: str) -> Path:
     return path
 
 
+def user_path(text: str) -> Path:
+    """A path as somebody typed it, `~` for their home. ZooError if there is no such home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ZooError(f"'{text}': {error}; write the path out, or ./{text} for a file of that name") from error
+
+
 def below(folder: Path, name: str, where: str) -> Path:
     """The place that data calls `name`, inside the folder that its user named: data may not point anywhere else.
 

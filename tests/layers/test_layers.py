@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": {"hub"},
     "files": {"weights"},
     "recipe": {"hub"},
-    "catalog": {"recipe", "registry"},
+    "catalog": {"files", "recipe", "registry"},
     "availability": {"recipe", "weights"},
     # tensors
     "distributed": set(),

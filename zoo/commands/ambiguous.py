@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import ZooError
+from zoo.files import user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--certain", action="store_true", help="those that it is most sure of instead")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="how many items; default 20")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="where to write the page; default: into the cache")
+    parser.add_argument(
+        "--html", type=user_path, metavar="FILE", help="where to write the page; default: into the cache"
+    )
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="a local copy of the weights")
+    parser.add_argument("--weights", type=user_path, metavar="PATH", help="a local copy of the weights")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
 
 

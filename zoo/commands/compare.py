@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import ZooError
+from zoo.files import user_path
 
 if TYPE_CHECKING:
     from zoo.comparison.summary import Comparison
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, metavar="N", help="optimizer steps of every run; default: what each recipe says"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="default: runs/compare"
+        "--out", type=user_path, default=Path("runs/compare"), metavar="FOLDER", help="default: runs/compare"
     )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import UnknownNameError, ZooError
+from zoo.files import user_path
 
 if TYPE_CHECKING:
     from zoo.data.pairs import RecordSource
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="counts per split, category, language and task, and a contact sheet")
     show.add_argument("name", help="the data set: emoji")
     show.add_argument("--split", default="test", help="train, val or test: whose tasks and pictures (default: test)")
-    show.add_argument("--out", type=Path, metavar="FILE", help="the contact sheet (default: NAME-SPLIT.png)")
+    show.add_argument("--out", type=user_path, metavar="FILE", help="the contact sheet (default: NAME-SPLIT.png)")
     show.add_argument("--count", type=int, default=48, metavar="N", help="emoji on the contact sheet; 0: no sheet")
     show.set_defaults(action=_show)
     shard = actions.add_parser("shard", help="write pictures with captions as tar shards; a stopped run goes on")
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_shard_arguments(curate)
     curate.add_argument(
         "--concepts",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="FILE",
         help="a line each: NAME, or NAME: WORD, SOME PHRASE, ...",
@@ -66,7 +67,7 @@ def _add_shard_arguments(shard: argparse.ArgumentParser) -> None:
         help="a folder of pictures, .parquet, .jsonl or .tar files, the folder of a saved Hugging Face data set, "
         "emoji[:SPLIT]",
     )
-    shard.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the shards")
+    shard.add_argument("--out", type=user_path, required=True, metavar="FOLDER", help="for the shards")
     shard.add_argument("--size-mb", type=int, default=256, metavar="N", help="of a shard (default: 256)")
     shard.add_argument("--image-size", type=int, metavar="N", help="shrink pictures to a shorter side of N pixels")
     shard.add_argument(

@@ -7,7 +7,8 @@ OUT.bad.jsonl, and the exit code is then 3 (`--on-bad raise` stops at the first 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from zoo.files import user_path
 
 EXIT_SOME_BAD = 3
 
@@ -17,20 +18,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a model as `zoo list` prints it, or path:FOLDER of a bundle or run")
     parser.add_argument(
         "input",
-        type=Path,
+        type=user_path,
         nargs="+",
         help="a folder of images, or .parquet and .jsonl files: names, 'data/*.parquet', 'train-{00..12}.parquet'",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         required=True,
         help="the result: .parquet, or .npy with .ids.jsonl (and .log_var.npy) beside it",
     )
     parser.add_argument("--text-column", metavar="NAME", help="default: text, if there is one")
     parser.add_argument("--image-column", metavar="NAME", help="default: image; paths or bytes")
     parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="where the paths of a file's pictures lead; default: beside it"
+        "--images",
+        type=user_path,
+        metavar="FOLDER",
+        help="where the paths of a file's pictures lead; default: beside it",
     )
     parser.add_argument("--instruction", metavar="TEXT", help="what to look for, for every row")
     parser.add_argument(
@@ -39,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default 32")
     parser.add_argument("--on-bad", choices=("skip", "raise"), default="skip", help="for rows that can't be used")
     parser.add_argument("--restart", action="store_true", help="discard what another run left in OUT")
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="a local copy of the weights")
+    parser.add_argument("--weights", type=user_path, metavar="PATH", help="a local copy of the weights")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
 

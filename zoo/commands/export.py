@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import MissingExtraError
+from zoo.files import user_path
 
 if TYPE_CHECKING:
     from zoo.export.folder import Exported
@@ -24,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `zoo export` takes."""
     parser.add_argument("name", help="which model: an entry of `zoo list`, or path:PLACE")
     parser.add_argument(
-        "--to", required=True, type=Path, metavar="DIR", help="the folder to create (an earlier export is replaced)"
+        "--to",
+        required=True,
+        type=user_path,
+        metavar="DIR",
+        help="the folder to create (an earlier export is replaced)",
     )
     parser.add_argument("--opset", type=int, default=20, help="version of the ONNX operators, 18 to 25 (default 20)")
 

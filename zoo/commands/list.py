@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict
 
 from zoo import catalog
-from zoo.errors import UnknownNameError
+from zoo.errors import UnknownNameError, ZooError, some, suggest
 from zoo.recipe import Recipe
 from zoo.tables import table
 
@@ -29,13 +29,26 @@ def run(args: argparse.Namespace) -> int:
     chosen = [recipe for recipe in everything if _matches(recipe, args)]
     if args.family and not any(recipe.card.family == args.family for recipe in everything):
         raise UnknownNameError("family", args.family, {recipe.card.family for recipe in everything})
-    if not chosen and args.pattern != "*":
-        raise UnknownNameError("model", args.pattern, [recipe.name for recipe in everything], "(`zoo list` prints all)")
+    if not chosen:
+        raise ZooError(_nothing(args, everything))
     if args.json:
         print(json.dumps([_plain(recipe) for recipe in chosen], indent=2, ensure_ascii=False))
     else:
         print("\n".join(table(_COLUMNS, [_row(recipe) for recipe in chosen])))
     return 0
+
+
+def _nothing(args: argparse.Namespace, everything: list[Recipe]) -> str:
+    """That no entry fits, and what there is."""
+    kind = f"entry of the family {args.family}" if args.family else "entry"
+    kind += " with released weights" if args.pretrained else ""
+    if args.pattern == "*":
+        return f"there is no {kind} (`zoo list` prints all)"
+    everyone = argparse.Namespace(**{**vars(args), "pattern": "*"})
+    names = [recipe.name for recipe in everything if _matches(recipe, everyone)]
+    near = suggest(args.pattern.strip("*?"), names)
+    there = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {some(names) or 'none'}"
+    return f"no {kind} is called like '{args.pattern}'; {there} (`zoo list` prints all)"
 
 
 def _matches(recipe: Recipe, args: argparse.Namespace) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from zoo.files import user_path
 from zoo.tables import table
 
 if TYPE_CHECKING:
@@ -36,13 +37,15 @@ class Agreement(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `zoo pair-select` takes."""
     places = "files of `zoo embed` (.parquet, .npy), other .npy files of vectors (N, D), or folders of them"
-    parser.add_argument("--images", nargs="+", type=Path, required=True, metavar="PLACE", help=f"of pictures: {places}")
-    parser.add_argument("--texts", nargs="+", type=Path, required=True, metavar="PLACE", help="of texts: the same")
+    parser.add_argument(
+        "--images", nargs="+", type=user_path, required=True, metavar="PLACE", help=f"of pictures: {places}"
+    )
+    parser.add_argument("--texts", nargs="+", type=user_path, required=True, metavar="PLACE", help="of texts: the same")
     parser.add_argument(
         "--unbiased", action="store_true", help="the unbiased estimator, for fewer pairs than some ten times the widths"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("pair-select.html"), metavar="FILE", help="default: pair-select.html"
+        "--out", type=user_path, default=Path("pair-select.html"), metavar="FILE", help="default: pair-select.html"
     )
 
 

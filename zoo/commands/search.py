@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import ZooError
+from zoo.files import user_path
 from zoo.types import Item
 
 if TYPE_CHECKING:
@@ -26,12 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--in", dest="place", required=True, metavar="PLACE", help="a folder, a .parquet of zoo embed, or emoji"
     )
-    parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help="a picture to look for")
+    parser.add_argument(
+        "--image", type=user_path, action="append", default=[], metavar="FILE", help="a picture to look for"
+    )
     parser.add_argument("--instruction", metavar="TEXT", help="what about the query matters")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many results; default 10")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="where to write the page; default: into the cache")
+    parser.add_argument(
+        "--html", type=user_path, metavar="FILE", help="where to write the page; default: into the cache"
+    )
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="a local copy of the weights")
+    parser.add_argument("--weights", type=user_path, metavar="PATH", help="a local copy of the weights")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
 
 

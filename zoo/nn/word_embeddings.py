@@ -51,7 +51,7 @@ class WordEmbeddings(nn.Module):
         self.pretrained, self.tensor = pretrained, tensor
         random = torch.randn(words, width, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("vectors", nn.functional.normalize(random, dim=-1), persistent=False)
-        shares = torch.zeros(words) if not frequencies else _read(Path(frequencies), words)
+        shares = torch.zeros(words) if not frequencies else _read(Path(frequencies).expanduser(), words)
         self.register_buffer("prior", (shares / flatness).softmax(0), persistent=False)
 
     def forward(self) -> tuple[Tensor, Tensor]:
