@@ -152,7 +152,7 @@ def test_training_mode_and_gradients_are_off(embedder: Embedder) -> None:
         (None, "item 2: a NoneType can't be embedded"),
         (3.5, "item 2: a float can't be embedded"),
         ({"txt": "red"}, "item 2: unknown field 'txt'; did you mean 'text'?"),
-        ({"image": 3}, "item 2: a picture is a path, bytes or a PIL image, not int"),
+        ({"image": 3}, "item 2: image is a int, not a path"),
         ({"text": b"red"}, "item 2: 'text' is a bytes, not a str"),
         (["nested"], "item 2: a list can't be embedded"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +10,18 @@ from typing import Any
 from PIL import Image
 
 from zoo.data.processors.collate import check
+from zoo.data.processors.image_arrays import size_of
+from zoo.data.processors.image_sources import ImageError, as_source, is_address, is_array, is_content, is_stream
 from zoo.errors import SampleError, suggest
-from zoo.types import Item
+from zoo.types import ImageSource, Item
 
 _FIELDS = ("text", "image", "images", "instruction", "place")
-_SINGLE = (str, bytes, Path, Mapping, Item)
+_SINGLE = (str, bytes, bytearray, memoryview, Path, Mapping, Item)
 
 
 def is_single(things: Any) -> bool:
     """Whether this is one thing rather than a list of things."""
-    return isinstance(things, _SINGLE) or not isinstance(things, Iterable)
+    return isinstance(things, _SINGLE) or is_array(things) or is_stream(things) or not isinstance(things, Iterable)
 
 
 def to_items(things: Sequence[Any], instruction: str | None = None) -> list[Item]:
@@ -38,17 +39,31 @@ def to_items(things: Sequence[Any], instruction: str | None = None) -> list[Item
 
 def _item(thing: Any, name: str) -> Item:
     if isinstance(thing, Item):
-        return thing
+        return replace(thing, images=tuple(_image(image, name) for image in thing.images)) if thing.images else thing
     if isinstance(thing, str):
         return Item(text=thing)
-    if isinstance(thing, Path | bytes | Image.Image):
-        return Item(images=(thing,))
+    if isinstance(thing, Path | Image.Image) or _is_bytes(thing) or is_array(thing) or is_stream(thing):
+        return Item(images=(_image(thing, name),))
     if isinstance(thing, Mapping):
         return _item_of_fields(thing, name)
     raise SampleError(
-        f"{name}: a {type(thing).__name__} can't be embedded; give a str (text), Path, bytes or PIL image (picture), "
-        f"a dict with any of {', '.join(_FIELDS)}, or an Item"
+        f"{name}: a {type(thing).__name__} can't be embedded; give a str (text), a Path, bytes, an open file, a PIL image, "
+        f"an array or a tensor (image), a dict with any of {', '.join(_FIELDS)}, or an Item"
     )
+
+
+def _is_bytes(thing: Any) -> bool:
+    return isinstance(thing, bytes | bytearray | memoryview)
+
+
+def _image(thing: Any, name: str) -> ImageSource:
+    """Paths are looked at where they are opened: a batch may leave out what can't be."""
+    if isinstance(thing, Path) or (isinstance(thing, str) and not is_content(thing)):
+        return Path(thing) if not is_address(thing) else str(thing)
+    try:
+        return as_source(thing, f"{name}: image")
+    except ImageError as error:
+        raise SampleError(str(error)) from error
 
 
 def _item_of_fields(fields: Mapping[Any, Any], name: str) -> Item:
@@ -67,11 +82,12 @@ def _item_of_fields(fields: Mapping[Any, Any], name: str) -> Item:
         value = fields.get(key)
         if value is not None:
             images += value if isinstance(value, list | tuple) else [value]
-    for image in images:
-        if not isinstance(image, str | Path | bytes | Image.Image):
-            raise SampleError(f"{name}: a picture is a path, bytes or a PIL image, not {type(image).__name__}")
-    pictures = tuple(Path(image) if isinstance(image, str) else image for image in images)
-    return Item(fields.get("text"), pictures, fields.get("instruction"), place=_place(fields.get("place"), name))
+    return Item(
+        fields.get("text"),
+        tuple(_image(image, name) for image in images),
+        fields.get("instruction"),
+        place=_place(fields.get("place"), name),
+    )
 
 
 def _place(value: Any, name: str) -> tuple[float, float] | None:
@@ -89,12 +105,10 @@ def padding_size(item: Item) -> tuple[int, int, int]:
     return len(item.images), area, len(item.text or "") + len(item.instruction or "")
 
 
-def _area(image: Any) -> int:
-    """Pixels, from the header alone; 0 for a picture that can't be opened: the processor will say why."""
-    if isinstance(image, Image.Image):
-        return image.width * image.height
+def _area(image: ImageSource) -> int:
+    """Pixels, from the header alone; 0 for an image that can't be opened: the processor will say why."""
     try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return opened.width * opened.height
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        width, height = size_of(image)
+    except ImageError:
         return 0
+    return width * height

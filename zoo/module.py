@@ -84,6 +84,9 @@ class EmbeddingModule(LightningModule):
         """The parts that deploy alone, with inputs to trace and to verify them."""
         raise NotImplementedError(f"{type(self).__name__} has no export_graphs")
 
+    def merge_adapters(self) -> None:
+        """Make adapters that act on every row part of the weights, in place: graphs are then as small as without any."""
+
     def kept_elsewhere(self) -> list[str]:
         """Names of parts that are read from where they were released and never change (frozen encoders): they are in no
         checkpoint and no bundle, which hold their digests instead.

@@ -102,10 +102,16 @@ def test_other_modes_become_rgb(mode: str) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (7, "a picture is a path, bytes or a PIL image, not int"),
-        (None, "not NoneType"),
-        ("https://example.org/a.png", "is an address; download it"),
-        ("data:image/png;base64,AAAA", "is an address"),
+        (7, "image is a int, not a path, encoded bytes, an open file, a PIL image, an array or a tensor"),
+        (None, "is a NoneType, not"),
+        (
+            "https://example.org/a.png",
+            "is an address, and nothing is fetched from addresses: download it and give the path",
+        ),
+        ("data:image/png;base64,AAAA", "not a picture in one of the formats"),
+        ("data:image/png;base64,AAA", "no valid data: address"),
+        ("data:image/png;base64", "no valid data: address"),
+        (Path("s3://bucket/a.png"), "s3:/bucket/a.png is an address"),
         ("a\0b.png", "can't be read|does not exist"),
         ("x" * 5000, "can't be read|does not exist"),
         (Path(), "is a folder"),

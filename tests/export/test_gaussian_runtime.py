@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import pickle
 import shutil
@@ -106,6 +107,12 @@ def runtime(dual: Exported) -> ModuleType:
     return import_runtime(dual.folder)
 
 
+def _list_anew(manifest: dict[str, Any], file: Path) -> None:
+    content = file.read_bytes()
+    facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"]["golden/items.json"] = facts
+
+
 @pytest.fixture
 def older(dual: Exported, tmp_path: Path) -> Path:
     """A copy of the folder as it was written when golden items and manifests knew nothing of variances."""
@@ -116,7 +123,7 @@ def older(dual: Exported, tmp_path: Path) -> Path:
     for item in items:
         del item["log_var"]
     (folder / "golden/items.json").write_text(json.dumps(items), "utf-8")
-    manifest["files"]["golden/items.json"]["bytes"] = (folder / "golden/items.json").stat().st_size
+    _list_anew(manifest, folder / "golden/items.json")
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     return folder
 
@@ -193,7 +200,7 @@ def test_other_variances_are_noticed(runtime: ModuleType, dual: Exported, tmp_pa
     text = json.dumps(golden)
     (folder / "golden/items.json").write_text(text, "utf-8")
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    manifest["files"]["golden/items.json"]["bytes"] = len(text.encode())
+    _list_anew(manifest, folder / "golden/items.json")
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     found = list(runtime.Embedder(folder).check().values())
     largest = np.abs(golden[0]["log_var"]).max()

@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # use
     "comparison": {"callbacks", "catalog", "files", "metrics", "progress", "recipe"},
     "bundle": {"card", "recipe", "weights"},
-    "export": {"bundle", "data", "files", "progress", "weights"},
+    "export": {"bundle", "data", "files", "machine", "progress", "weights"},
     "items": {"data"},
     "identity": {"files", "weights"},
     "embedder": {"ahead", "bundle", "files", "identity", "items", "progress", "similarity", "weights"},

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.module import EmbeddingModule
-from zoo.nn.adapters import Lora
+from zoo.nn.adapters import Lora, merge_adapters
 from zoo.nn.heads import Head
 from zoo.nn.pooling import LastToken, Pooling
 from zoo.nn.towers import VlmBackbone
@@ -75,6 +75,12 @@ class VlmEncoder(EmbeddingModule):
                 hidden = self.backbone.hidden_states(*arguments)
         pooled = self.pooling(hidden, inputs["attention_mask"], inputs["input_ids"])
         return F.normalize(self.head(pooled).float(), dim=-1)
+
+    def merge_adapters(self) -> None:
+        """See the base class. An adapter for rows with an instruction stays one: merged, it would act on all rows."""
+        if self.adapter is not None and self.adapter.when == "always":
+            merge_adapters(self.backbone)  # type: ignore[arg-type]  # backbones are modules
+            self.adapter = None
 
     def export_graphs(self) -> list[Graph]:
         """`vision`: patches -> features, any number and size of pictures. `language`: tokens, features -> vectors."""

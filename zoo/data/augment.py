@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from zoo.data.images import PAGE, WHITE, Colour, open_image
-from zoo.data.processors.image_arrays import resized
+from zoo.data.images import open_image
+from zoo.data.processors.image_arrays import PAGE, WHITE, Colour, resized
 from zoo.data.source import Augment
 from zoo.errors import RecipeError, UnknownNameError
 from zoo.types import ImageSource, Item, Sample

@@ -13,6 +13,7 @@ import numpy as np
 
 from zoo.data.captions import CaptionFilter, CaptionRules
 from zoo.data.left_out import LeftOut
+from zoo.data.processors.image_sources import ImageError, as_source, is_address, is_content
 from zoo.data.text_files import check_unicode
 from zoo.errors import RecipeError, SampleError, UnknownNameError
 from zoo.files import below
@@ -190,7 +191,8 @@ def read_captions(value: object, where: str) -> tuple[str, ...]:
 
 
 def read_picture(value: object, folder: Path, where: str) -> ImageSource:
-    """A picture from a table: bytes, a path below `folder`, or a mapping of `bytes` and `path` as Hugging Face writes it.
+    """A picture from a table: bytes, a path below `folder`, a `data:` address or base64, or a mapping of `bytes` and `path`
+    as Hugging Face writes it.
 
     Raises:
         SampleError: nothing there, or a path that leads out of the folder.
@@ -203,7 +205,16 @@ def read_picture(value: object, folder: Path, where: str) -> ImageSource:
             raise SampleError(f"{where}: the picture is empty (0 bytes)")
         return value
     if isinstance(value, str) and value:
-        if "://" in value or value.startswith("data:"):
-            return value  # an address: whoever opens it decides
+        if is_address(value):
+            return value  # refused where it is opened
+        if is_content(value):
+            return _content(value, where)
         return below(folder, check_unicode(value, f"{where}: the path"), where)
     raise SampleError(f"{where}: there is no picture" + (f", but a {type(value).__name__}" if value else ""))
+
+
+def _content(value: str, where: str) -> ImageSource:
+    try:
+        return as_source(value, where)
+    except ImageError as error:
+        raise SampleError(str(error)) from error

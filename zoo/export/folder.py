@@ -21,12 +21,13 @@ import torch
 
 import zoo
 from zoo.bundle import versions, whole_or_nothing
-from zoo.data.processors import image_arrays
+from zoo.data.processors import image_arrays, image_sources
 from zoo.errors import RecipeError, ZooError
 from zoo.export.golden import ITEMS, write_golden
 from zoo.export.onnx import OPSETS, run_torch
 from zoo.export.readme import readme
 from zoo.export.verify import TOLERANCE, Verified, export_all
+from zoo.machine import free_memory
 from zoo.types import Graph
 from zoo.weights import sha256
 
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from zoo.embedder import Embedder
 
 MANIFEST = "manifest.json"
-_IMAGES = "image_arrays.py"
+_IMAGES = (image_sources, image_arrays)  # in the order in which they import each other
+_PEAK = 1.5  # memory that an export needs beside the model, per byte of its weights (measured: 1.3)
 FORMAT = 2
 """1: the file of the processor stood alone; `embed.py` opened images by itself."""
 
@@ -61,6 +63,9 @@ def export_embedder(
 ) -> Exported:
     """Write a folder that embeds without torch.
 
+    Adapters that act on every row become part of the model's weights, in place: `embedder` gives the same vectors
+    afterwards, but has no adapters to train on. Those for rows with an instruction stay in the graph as they are.
+
     Args:
         embedder: on the CPU, in float32.
         folder: what to create; an earlier export at that place is replaced at the last moment.
@@ -74,15 +79,19 @@ def export_embedder(
     """
     folder = folder.expanduser().absolute()
     _check_request(embedder, folder, opset)
-    graphs = embedder.module.export_graphs()
     size = sum(t.nbytes for t in embedder.module.state_dict().values())
+    _check_memory(embedder.name, size)
+    graphs, fingerprint = embedder.module.export_graphs(), embedder.fingerprint()
     with whole_or_nothing(folder, size) as partial:
+        write_golden(embedder, partial, report, probabilistic(graphs))
+        embedder.module.merge_adapters()  # golden items come before it: they show that it changes nothing
         verified = export_all(graphs, partial, tolerance, opset, report)
         processor = embedder.processor.export(partial)
-        shutil.copyfile(runtime_source(), partial / "embed.py")
-        shutil.copyfile(image_arrays.__file__, partial / _IMAGES)
-        write_golden(embedder, partial, report, probabilistic(graphs))
-        manifest = _manifest(embedder, graphs, verified, processor, opset, tolerance)
+        for source in runtime_files():
+            shutil.copyfile(source, partial / source.name)
+        for module in _IMAGES:
+            shutil.copyfile(str(module.__file__), partial / _file(module))
+        manifest = _manifest(embedder, fingerprint, graphs, verified, processor, opset, tolerance)
         (partial / "README.md").write_text(readme(manifest), "utf-8")
         manifest["files"] = _files(partial)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -93,7 +102,8 @@ def export_embedder(
 
 def probabilistic(graphs: Sequence[Graph]) -> bool:
     """Whether every graph that gives vectors gives their log-variances, too."""
-    return all("log_var" in graph.outputs for graph in graphs if "embeddings" in graph.outputs)
+    outputs = [graph.outputs for graph in graphs if "embeddings" in graph.outputs]
+    return bool(outputs) and all("log_var" in names for names in outputs)
 
 
 def check_runtime(folder: Path, tolerance: float = TOLERANCE) -> dict[str, float]:
@@ -124,6 +134,11 @@ def runtime_source() -> Path:
     return (packaged if packaged.is_dir() else package.parent / "exports") / "python" / "embed.py"
 
 
+def runtime_files() -> list[Path]:
+    """`embed.py` and what lies beside it for its use."""
+    return sorted(runtime_source().parent.glob("embed*.py"))
+
+
 def public_source(source: str | None) -> str | None:
     """Where weights came from, without the folders of this machine."""
     return Path(source).name if source is not None and Path(source).is_absolute() else source
@@ -146,8 +161,18 @@ def _check_request(embedder: Embedder, folder: Path, opset: int) -> None:
         raise ZooError("only a float32 model on the CPU can be exported: zoo.load(NAME, device='cpu', dtype='float32')")
 
 
+def _check_memory(name: str, size: int) -> None:
+    needed, free = _PEAK * size, free_memory()
+    if free is not None and needed > free:
+        raise ZooError(
+            f"exporting {name} takes {needed / 1e9:.1f} GB of memory beside the model's own {size / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free: close other programs, or export on a machine with more"
+        )
+
+
 def _manifest(
     embedder: Embedder,
+    fingerprint: str,
     graphs: list[Graph],
     verified: Mapping[str, Verified],
     processor: Mapping[str, Any],
@@ -157,7 +182,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "name": embedder.name,
-        "weights": {"source": public_source(embedder.weights), "fingerprint": embedder.fingerprint()},
+        "weights": {"source": public_source(embedder.weights), "fingerprint": fingerprint},
         "license": embedder.card.get("license"),
         "dim": embedder.dim,
         **({"probabilistic": True} if probabilistic(graphs) else {}),
@@ -165,10 +190,14 @@ def _manifest(
         "tolerance": tolerance,
         "graphs": {graph.name: _graph(graph, verified[graph.name]) for graph in graphs},
         "processor": dict(processor),
-        "images": _IMAGES,
+        "images": [_file(module) for module in _IMAGES],
         "golden": ITEMS,
         "versions": versions() | {name: metadata.version(name) for name in ("onnx", "onnxscript", "onnxruntime")},
     }
+
+
+def _file(module: ModuleType) -> str:
+    return Path(str(module.__file__)).name
 
 
 def _graph(graph: Graph, verified: Verified) -> dict[str, Any]:
@@ -176,7 +205,7 @@ def _graph(graph: Graph, verified: Verified) -> dict[str, Any]:
     outputs = dict(zip(graph.outputs, run_torch(graph, example), strict=True))
     return {
         "file": f"{graph.name}.onnx",
-        "inputs": [_value(graph, name, tensor) for name, tensor in example.items()],
+        "inputs": [_value(graph, name, example[name]) for name in verified.inputs],
         "outputs": [_value(graph, name, tensor) for name, tensor in outputs.items()],
         "tested": verified.tested,
         "max_diff": verified.max_diff,

@@ -98,7 +98,7 @@ def describe_sizes(sizes: Mapping[str, int]) -> str:
 
 
 def tidy(path: Path, graph: Graph, output_shapes: Sequence[tuple[int, ...]]) -> None:
-    """Name the axes as `graph` does and remove what only describes this machine's source code.
+    """Name the axes as `graph` does, remove inputs that nothing reads and what only describes this machine's source code.
 
     torch's own axis names may be wrong: it has been seen to give two independent axes one name.
     """
@@ -112,11 +112,25 @@ def tidy(path: Path, graph: Graph, output_shapes: Sequence[tuple[int, ...]]) -> 
                 dim.dim_param = names[axis]
             else:
                 dim.dim_value = size
-    del model.graph.value_info[:]  # holds torch's axis names; runtimes infer it anew
     body = model.graph
+    used = _names_read(body)
+    for value in [value for value in body.input if value.name not in used]:
+        body.input.remove(value)  # other tools take it out, and feeding it then fails
+    del model.graph.value_info[:]  # holds torch's axis names; runtimes infer it anew
     for part in (model, body, *body.node, *body.input, *body.output, *body.initializer):
         del part.metadata_props[:]  # stack traces with paths of this machine, printed graphs
     onnx.save(model, str(path))
+
+
+def _names_read(graph: onnx.GraphProto) -> set[str]:
+    """The values that a graph's nodes, those of the graphs in them, and its outputs take."""
+    names = {value.name for value in graph.output}
+    for node in graph.node:
+        names.update(node.input)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                names |= _names_read(inner)
+    return names
 
 
 def _first_lines(error: BaseException) -> str:

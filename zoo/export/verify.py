@@ -21,10 +21,13 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Verified:
-    """What was measured on one graph: the sizes it ran at, and the largest difference to torch among them."""
+    """What was measured on one graph: the sizes it ran at, the largest difference to torch among them, and the inputs that
+    it reads (a text tower without a mask has no `attention_mask`).
+    """
 
     tested: list[dict[str, int]] = field(default_factory=list)
     max_diff: float = 0.0
+    inputs: tuple[str, ...] = ()
 
 
 def check_graphs(graphs: Sequence[Graph], folder: Path, tolerance: float = TOLERANCE) -> dict[str, Verified]:
@@ -57,7 +60,7 @@ def check_graph(graph: Graph, path: Path, tolerance: float = TOLERANCE) -> Verif
             )
         tested.append(sizes)
         worst = max(worst, difference)
-    return Verified(tested, worst)
+    return Verified(tested, worst, _inputs(session))
 
 
 def export_and_verify(
@@ -90,7 +93,7 @@ def _difference(
     graph: Graph, session: onnxruntime.InferenceSession, example: Mapping[str, Tensor], described: str
 ) -> float:
     """Largest difference over the outputs, each relative to its largest value where that is above 1."""
-    inputs = {name: tensor.numpy() for name, tensor in example.items()}
+    inputs = {name: example[name].numpy() for name in _inputs(session)}
     try:
         found = session.run(list(graph.outputs), inputs)
     except Exception as error:  # onnxruntime has no public base class of its errors
@@ -114,6 +117,10 @@ def max_difference(value: npt.NDArray[np.float32], expected: npt.NDArray[np.floa
         return float("inf")
     scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
     return float(np.abs(value - expected).max(initial=0.0)) / scale
+
+
+def _inputs(session: onnxruntime.InferenceSession) -> tuple[str, ...]:
+    return tuple(value.name for value in session.get_inputs())
 
 
 def _quiet() -> onnxruntime.SessionOptions:

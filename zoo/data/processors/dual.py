@@ -80,7 +80,7 @@ class DualProcessor(Processor):
 
     def encode_view(self, view: str, items: Sequence[Item], names: Sequence[str]) -> Inputs:
         """The items of one view -> tensors."""
-        images = open_images([item.images for item in items], names, self._shrunk)
+        images = open_images([item.images for item in items], names, self._shrunk, self.picture.fit)
         try:
             arrays = self.arrays(
                 [i.text for i in items], images, [i.instruction for i in items], False, [i.place for i in items]

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .image_arrays import resized
+from .image_arrays import Fit, resized
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_THREAD = 50  # times as long as wide: what is longer is cut before it is made as wide as the model wants
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -50,25 +51,40 @@ class Picture:
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
+    @property
+    def fit(self) -> Fit:
+        """The resize, for images that are read for this model; `bytes_of` then leaves them as they are."""
+        return Fit(self._fitted, _FILTERS[self.interpolation])
+
     def bytes_of(self, image: Image.Image) -> np.ndarray[Any, Any]:
         """An RGB picture -> (size, size, 3) uint8."""
-        side, (width, height) = self.size, image.size
+        target = self._fitted(*image.size)
+        if target is None:
+            image = _middle(image)
+            target = self._scaled(*image.size)
+        side, scaled = self.size, resized(image, target, _FILTERS[self.interpolation])
         if self.resize == "squash":
-            return np.asarray(self._scaled(image, side, side))
+            return np.asarray(scaled)
         if self.resize == "longest":
-            longest = max(width, height)
-            part = self._scaled(image, max(1, round(width * side / longest)), max(1, round(height * side / longest)))
             page = Image.new("RGB", (side, side), self.fill)
-            page.paste(part, ((side - part.width) // 2, (side - part.height) // 2))
+            page.paste(scaled, ((side - scaled.width) // 2, (side - scaled.height) // 2))
             return np.asarray(page)
-        # torchvision's Resize cuts fractions off and its CenterCrop rounds; weights were trained with these very pixels
-        shorter = min(width, height)
-        scaled = self._scaled(image, int(side * width / shorter), int(side * height / shorter))
         left, top = round((scaled.width - side) / 2), round((scaled.height - side) / 2)
         return np.asarray(scaled.crop((left, top, left + side, top + side)))
 
-    def _scaled(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        return resized(image, (width, height), _FILTERS[self.interpolation])
+    def _fitted(self, width: int, height: int) -> tuple[int, int] | None:
+        """None = the middle has to be cut out first: most of what would be made bigger is cut off afterwards."""
+        thread = max(width, height) > _THREAD * min(width, height)
+        return None if thread and self.resize == "shortest" else self._scaled(width, height)
+
+    def _scaled(self, width: int, height: int) -> tuple[int, int]:
+        side, shorter, longer = self.size, min(width, height), max(width, height)
+        if self.resize == "squash":
+            return side, side
+        if self.resize == "longest":
+            return max(1, round(width * side / longer)), max(1, round(height * side / longer))
+        # torchvision's Resize cuts fractions off and its CenterCrop rounds; weights were trained with these very pixels
+        return int(side * width / shorter), int(side * height / shorter)
 
     def pixels(self, images: Sequence[Image.Image]) -> np.ndarray[Any, Any]:
         """RGB pictures -> (I, 3, size, size) float32, normalised."""
@@ -78,6 +94,13 @@ class Picture:
         np.subtract(pixels, mean, out=pixels)
         np.divide(pixels, std, out=pixels)
         return pixels
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """As much of an image's length as `_THREAD` allows."""
+    width, height = image.size
+    cut = max(0, width - _THREAD * height) // 2, max(0, height - _THREAD * width) // 2
+    return image.crop((cut[0], cut[1], width - cut[0], height - cut[1]))
 
 
 @dataclass(frozen=True)
@@ -242,6 +265,11 @@ class DualArrays:
     shortened: int = 0
     rendering: Rendering | None = None
     places: bool = False
+
+    @property
+    def fit(self) -> Fit | None:
+        """How images are to be read (see `read_image`)."""
+        return self.picture.fit if self.picture is not None else None
 
     def __post_init__(self) -> None:
         if self.tokenizer is None:

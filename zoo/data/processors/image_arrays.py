@@ -1,16 +1,102 @@
-"""Images, before they become the arrays of one kind of model, in Pillow and numpy.
+"""Images before they become the arrays of one kind of model: whatever stands for one -> RGB, and its resizing.
 
-`zoo export` copies this file, as it stands, beside the exported graphs, where the other `*_arrays.py` use it, too. It
-therefore imports nothing else.
+`zoo export` copies this file, as it stands, beside the exported graphs, where it is used as in training. It therefore
+imports nothing but Pillow and numpy, and `pillow_heif` where that is installed.
 """
 
 from __future__ import annotations
 
-from PIL import Image
+import functools
+import io
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .image_sources import ImageError, as_source, without_metadata
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+"""What is opened at all: raster formats. Never EPS, which runs a program, nor SVG, which is one."""
+
+MAX_PIXELS = 64_000_000
+"""Largest width x height; a header that claims more is refused before memory is spent on it."""
+
+Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
+WHITE: Colour = (255, 255, 255)
+PAGE = "zoo.page"
+"""Key of `Image.info` under which an image that was transparent keeps the colour it was laid on."""
 
+_BAND = 2**22  # pixels that are RGB at a time, where the rest of an image is still in its own format
+_ALONE = 2**24  # pixels from which on no two images are decoded at a time
+_REDUCED = 2**25  # pixels from which on a JPEG is decoded at a fraction of its size
 _LARGEST_BETWEEN = 2**24  # pixels of the image between the two steps of a resize
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The resize with which a preparation begins: done while a large image is read, it never is RGB as a whole.
+
+    size: width and height of an image -> those it gets; None = it is to be read as it is.
+    resample: Pillow's filter.
+    """
+
+    size: Callable[[int, int], tuple[int, int] | None]
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+
+
+def read_image(
+    source: Any, where: str, *, max_pixels: int = MAX_PIXELS, background: Colour = WHITE, fit: Fit | None = None
+) -> Image.Image:
+    """An image as RGB: EXIF orientation applied, transparency laid on `background`, of an animation the first frame.
+
+    Pixels count: metadata that can't be read is ignored. Grey, palette and CMYK images are converted without colour
+    management; 16 bits a channel become 8.
+
+    Args:
+        source: see `as_source`. A PIL image is not changed, and returned itself if it is plain RGB.
+        where: what a message calls it.
+        max_pixels: refuse larger ones.
+        background: what shows through where the image is transparent.
+        fit: resize to this. Very large JPEGs are then decoded at a fraction of their size.
+
+    Raises:
+        ImageError: missing, empty, truncated, too large, or no image of a known format.
+    """
+    source = as_source(source, where)
+    where = f"{where} {source}" if isinstance(source, Path) else where
+    try:
+        return _read(source, where, max_pixels, background, fit)
+    except ImageError as error:
+        content = without_metadata(source) if error.damaged else None
+        if content is None:
+            raise
+    try:
+        return _read(content, where, max_pixels, background, fit)
+    except ImageError as error:  # the pixels themselves
+        raise error from None
+
+
+def size_of(source: Any) -> tuple[int, int]:
+    """Width and height as the header has them. ImageError as above."""
+    with _opened(as_source(source, "image"), "image") as image:
+        return image.size
 
 
 def resized(
@@ -41,3 +127,170 @@ def resized(
     if (top, bottom, height) != (0, image.height, image.height):
         image = image.resize(size, resample, box=(0, top, width, bottom))
     return image
+
+
+# ---- opening ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(source: Path | bytes | Image.Image, where: str) -> Iterator[Image.Image]:
+    """The image, its header read; closed afterwards unless it was given as one."""
+    if isinstance(source, Image.Image):
+        yield source
+        return
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
+    except UnidentifiedImageError:
+        raise ImageError(f"{where} is {_unknown(source)}", damaged=True) from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{where} is too large: {error}") from error
+    except Exception as error:  # what the readers raise on damaged headers has no common class
+        raise ImageError(f"{where} is damaged: {error}", damaged=True) from error
+    with image:
+        yield image
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that can be read here."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        pass  # `_unknown` says what is missing, if it is
+    else:
+        register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _unknown(source: Path | bytes) -> str:
+    """What a file is that no reader knows, by its first bytes."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            head = file.read(12)
+    else:
+        head = source[:12]
+    brand = head[8:] if head[4:8] == b"ftyp" else b""
+    if brand in (b"avif", b"avis") and "AVIF" not in _formats():
+        return "an AVIF image, which Pillow reads from 11.3 on: pip install -U pillow"
+    if brand[:3] in (b"hei", b"hev", b"mif", b"msf") and "HEIF" not in _formats():
+        return "a HEIC image, which needs pillow-heif (the extra `heic` of embedding-zoo): pip install pillow-heif"
+    return f"not a picture in one of the formats {', '.join(FORMATS)}"
+
+
+# ---- decoding --------------------------------------------------------------------------------------------------------
+
+
+def _read(
+    source: Path | bytes | Image.Image, where: str, max_pixels: int, background: Colour, fit: Fit | None
+) -> Image.Image:
+    with _opened(source, where) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(f"{where} has {width}x{height} pixels, more than {max_pixels}; shrink it first")
+        if width < 1 or height < 1:
+            raise ImageError(f"{where} has no pixels ({width}x{height})")
+        try:
+            with _one_at_a_time if width * height > _ALONE else nullcontext():
+                if fit is not None and width * height > _REDUCED and image is not source:
+                    _reduce(image, fit)
+                return _decoded(image, background, fit)
+        except Exception as error:  # as above: no common class, and colour modes without a way to RGB
+            raise ImageError(f"{where} is damaged: {error or type(error).__name__}", damaged=True) from error
+
+
+def _reduce(image: Image.Image, fit: Fit) -> None:
+    """Let a JPEG be decoded to a half, a quarter or an eighth of its sides, but to twice those wanted. Others can't."""
+    target = fit.size(*image.size)
+    if target is not None:
+        image.draft(None, (2 * max(target), 2 * max(target)))
+
+
+def _decoded(image: Image.Image, background: Colour, fit: Fit | None) -> Image.Image:
+    turn = _UPRIGHT.get(_orientation(image))
+    width, height = image.size if turn not in _SIDES_SWAPPED else image.size[::-1]
+    target = fit.size(width, height) if fit is not None else None
+    image.load()
+    if width * height <= _BAND:
+        rgb = _rgb(image, background, _brightest(image))
+        return _resized(rgb if turn is None else rgb.transpose(turn), target, fit)
+    return _resized(_in_bands(image, background, turn, target, fit), target, fit)
+
+
+def _resized(image: Image.Image, target: tuple[int, int] | None, fit: Fit | None) -> Image.Image:
+    return image if fit is None or target is None else resized(image, target, fit.resample)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # readers of metadata raise errors of all kinds; an image that can't be turned is still one
+        return 1
+
+
+def _in_bands(
+    image: Image.Image,
+    background: Colour,
+    turn: Image.Transpose | None,
+    target: tuple[int, int] | None,
+    fit: Fit | None,
+) -> Image.Image:
+    """The upright RGB image, made some rows at a time, and already as narrow as `target` where that saves memory: rows do
+    not mix before the height changes.
+    """
+    if turn is None and target is None and image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    swapped = turn in _SIDES_SWAPPED
+    width, height = image.size[::-1] if swapped else image.size
+    narrow = width if target is None or target[0] * height > _LARGEST_BETWEEN else min(width, target[0])
+    top, step = _brightest(image), max(1, _BAND // width)
+    page = Image.new("RGB", (narrow, height))
+    for y in range(0, height, step):
+        rows = min(step, height - y)
+        at = height - y - rows if turn in _FROM_THE_END else y
+        part = image.crop((at, 0, at + rows, width) if swapped else (0, at, width, at + rows))
+        band = _rgb(part, background, top)
+        band = band if turn is None else band.transpose(turn)
+        page.paste(band if narrow == width or fit is None else band.resize((narrow, rows), fit.resample), (0, y))
+        page.info |= {PAGE: band.info[PAGE]} if PAGE in band.info else {}
+    return page
+
+
+_SIDES_SWAPPED = tuple(_UPRIGHT[number] for number in (5, 6, 7, 8))
+_FROM_THE_END = tuple(
+    _UPRIGHT[number] for number in (3, 4, 7, 8)
+)  # the first rows are the last rows or columns of the file
+
+
+def _rgb(image: Image.Image, background: Colour, brightest: float) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _grey(image, brightest)
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        with_alpha = image if image.mode == "RGBA" else image.convert("RGBA")
+        page = Image.new("RGB", image.size, background)
+        page.paste(with_alpha, mask=with_alpha.getchannel("A"))
+        page.info[PAGE] = background
+        return page
+    return image.convert("RGB")
+
+
+def _brightest(image: Image.Image) -> float:
+    """What is white where a pixel has more than 8 bits. Integers are read as 16 bits. Floats have no fixed range: up to
+    1.0, or up to their largest value if that is more.
+    """
+    if image.mode != "F":
+        return 65535.0
+    width, height = image.size
+    step = max(1, _BAND // width)
+    bands = (np.array(image.crop((0, y, width, min(y + step, height))), np.float32) for y in range(0, height, step))
+    return max(1.0, *(float(np.nan_to_num(band, copy=False).max()) for band in bands))
+
+
+def _grey(image: Image.Image, brightest: float) -> Image.Image:
+    """More than 8 bits a pixel; Pillow's own conversion would clip them at 255."""
+    values = np.array(image, np.float32)
+    np.nan_to_num(values, copy=False)
+    values *= 255.0 / brightest
+    return Image.fromarray(np.rint(values.clip(0, 255, out=values)).astype(np.uint8)).convert("RGB")

@@ -83,7 +83,7 @@ class VlmProcessor(Processor):
         for item, name in zip(items, names, strict=True):
             if item.place is not None:
                 raise SampleError(f"{name}: this model takes no places; leave the place out")
-        images = open_images([item.images for item in items], names)
+        images = open_images([item.images for item in items], names, fit=self._settings["pixels"].fit)
         try:
             arrays = self.arrays(
                 [item.text for item in items],

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from .image_arrays import resized
+from .image_arrays import Fit, resized
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -142,6 +142,25 @@ class Pixels:
             columns = math.ceil(width * beta / factor) * factor
         return rows, columns
 
+    @property
+    def fit(self) -> Fit:
+        """The first resize, for images that are read for this model; `patches` then leaves them as they are."""
+        return Fit((self._rounding if self.rounded_first else self)._fitted)
+
+    def _fitted(self, width: int, height: int) -> tuple[int, int] | None:
+        """None where a second resize would give another size than one does, or the image is refused."""
+        try:
+            rows, columns = self.size(height, width)
+            return (columns, rows) if self.size(rows, columns) == (rows, columns) else None
+        except ValueError:
+            return None
+
+    @property
+    def _rounding(self) -> Pixels:
+        """What `rounded_first` does first."""
+        token = (self.patch_size * self.merge_size) ** 2
+        return replace(self, min_pixels=4 * token, max_pixels=16384 * token)
+
     def _resized(self, image: Image.Image) -> Image.Image:
         height, width = self.size(image.height, image.width)
         return resized(image, (width, height))
@@ -149,8 +168,7 @@ class Pixels:
     def patches(self, image: Image.Image) -> tuple[np.ndarray[Any, Any], tuple[int, int]]:
         """An RGB picture -> its patches (P, C) in merge-block order, and the grid (rows, columns) in patches."""
         if self.rounded_first:
-            token = (self.patch_size * self.merge_size) ** 2
-            image = replace(self, min_pixels=4 * token, max_pixels=16384 * token)._resized(image)
+            image = self._rounding._resized(image)
         image = self._resized(image)
         width, height = image.size
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
@@ -209,6 +227,11 @@ class VlmArrays:
     pad_token: str = "<|endoftext|>"
     shortened: int = 0
     target_template: Template | None = None
+
+    @property
+    def fit(self) -> Fit:
+        """How images are to be read (see `read_image`)."""
+        return self.pixels.fit
 
     def __post_init__(self) -> None:
         image_token = self.template.image_token
