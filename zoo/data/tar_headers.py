@@ -26,6 +26,8 @@ _KINDS = {
     b"5": FOLDER,
     b"S": SPARSE,
 }
+_MOST_DIGITS = 7  # of the length of an entry in an extended header, which is not longer than the header
+_SPARSE = "GNU.sparse"
 _EXTENSIONS = (b"x", b"g", b"L", b"K")  # they describe the next member, or all
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _ZEROS = bytes(BLOCK)
@@ -88,8 +90,7 @@ def _members(file: BinaryIO, end: int) -> Iterator[Member]:
             position = data + _padded(size)
             continue
         name, size = extended.get("path", name), _size_of(extended, size, position)
-        sparse = any(key.startswith("GNU.sparse") for key in extended)
-        what = SPARSE if sparse else FOLDER if name.endswith("/") and kind == b"\0" else _KINDS.get(kind, UNKNOWN)
+        what = SPARSE if _SPARSE in extended else FOLDER if name.endswith("/") and kind == b"\0" else _KINDS.get(kind, UNKNOWN)
         if what in (LINK, DEVICE, FOLDER):
             size = 0
         if data + size > end:
@@ -125,20 +126,23 @@ def _checksum_fits(header: bytes) -> bool:
 
 
 def _extended(file: BinaryIO, kind: bytes, position: int, size: int) -> dict[str, str]:
-    """What an extended header says about the next member."""
+    """What an extended header says about the next member: its path, its size, whether it is sparse."""
     if size > LONGEST_NAME:
         raise DamagedTarError(f"the extended header at byte {position:,} claims {size:,} bytes")
     content = _read(file, position, size)
     if kind == b"L":
         return {"path": _text(content)}
-    values = {}
-    while content:
-        length, _, _ = content.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(content):
+    values, start = {}, 0
+    while start < len(content):
+        digits, blank, _ = content[start : start + _MOST_DIGITS + 1].partition(b" ")
+        end = start + int(digits) if blank and digits.isdigit() else start
+        if not start < end <= len(content):
             raise DamagedTarError(f"the extended header at byte {position:,} is not readable")
-        key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
-        values[_text(key)] = _text(value)
-        content = content[int(length) :]
+        key, _, value = content[start + len(digits) + 1 : end - 1].partition(b"=")
+        name = _SPARSE if key.startswith(_SPARSE.encode()) else _text(key)
+        if name in ("path", "size", _SPARSE):
+            values[name] = _text(value)
+        start = end
     return values
 
 
