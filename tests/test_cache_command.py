@@ -144,6 +144,16 @@ def test_list_and_remove(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "1 folder removed" in capsys.readouterr().out
 
 
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    cache(recipe(tmp_path), tmp_path / "latents")
+    for folder in latent_folder.folders_in(tmp_path / "latents"):
+        (folder / "manifest.json").unlink()
+        (folder / ".part-00000.safetensors.123.456.partial").write_bytes(b"half")
+    cache(recipe(tmp_path), tmp_path / "latents")
+    assert not list(tmp_path.rglob("*.partial"))
+    assert len(lists_in(tmp_path / "latents")) == 2
+
+
 def latents_in(root: Path) -> Path:
     """An unfinished list of latents, as its names tell."""
     folder = root / f"image-{'a' * 16}" / ("0" * 16)

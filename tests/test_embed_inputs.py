@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import toy
 from PIL import Image
 
@@ -31,6 +37,11 @@ LINE = "on\u2028two\x0blines\x85here"
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     return f"path:{write_bundle(toy.build(tmp_path), toy.recipe(tmp_path), tmp_path / 'model')}"
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_SMALLEST", 4)
 
 
 def picture(path: Path, colour: str = "red") -> Path:
@@ -269,3 +280,111 @@ def test_every_row_is_read_once(tmp_path: Path, kind: str, monkeypatch: Any) -> 
     read.clear()
     assert [row.number for _, part in rows.shards(10, range(30, 60)) for row in part] == list(range(300, 600))
     assert len(read) == (300 if kind == "jsonl" else 600)  # of Parquet whole row groups are passed over
+
+
+# ---- several processes, killed ones ----------------------------------------------------------------------------------
+
+
+def started(folder: Path, name: str, *command: object, hangs_after: int = 1000) -> Any:
+    """The command in a process of its own. It writes what it says to NAME.out, the items that it embeds to NAME.log."""
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        row, count = toy.ToyProcessor.row, itertools.count(1)
+
+        def slow(self: Any, item: Any, title: str, query: bool) -> Any:
+            if not title.startswith(("probe", "item")):
+                with (folder / f"{name}.log").open("a") as log:
+                    print(title, file=log)
+                time.sleep(0.02 if next(count) < hangs_after else 600)
+            return row(self, item, title, query)
+
+        toy.ToyProcessor.row = slow  # type: ignore[method-assign]
+        with (folder / f"{name}.out").open("w", buffering=1) as out, redirect_stdout(out), redirect_stderr(out):
+            code = cli.main([*map(str, command), *(["--device", "cpu"])])
+        os._exit(code)
+
+    process = multiprocessing.get_context("fork").Process(target=run, daemon=True)
+    process.start()
+    return process
+
+
+def until(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def items_of(folder: Path) -> list[str]:
+    return [line for log in sorted(folder.glob("*.log")) for line in log.read_text().split("\n")[:-1]]
+
+
+needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
+
+
+@needs_locks
+@pytest.mark.usefixtures("small_shards")
+def test_equal_commands_at_once_do_the_work_once(model: str, tmp_path: Path) -> None:
+    rows = jsonl(tmp_path / "r.jsonl", *({"text": f"{toy.WORDS[n % 6]} cat"} for n in range(30)))
+    command = ("embed", model, rows, "--out", tmp_path / "o.parquet")
+    processes = [started(tmp_path, f"p{n}", *command) for n in range(3)]
+    for process in processes:
+        process.join(120)
+    said = [(tmp_path / f"p{n}.out").read_text() for n in range(3)]
+    assert [process.exitcode for process in processes] == [0, 0, 0], said
+    names = items_of(tmp_path)
+    assert len(names) == len(set(names)) == 30
+    assert len(read_vectors(tmp_path / "o.parquet").ids) == 30
+    assert sum("was complete already" in text for text in said) == 2
+    assert not [p for p in tmp_path.iterdir() if "part" in p.name]
+
+
+@needs_locks
+def test_searches_at_once_make_one_index(model: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    for n in range(20):
+        picture(tmp_path / "f" / f"{n}.png")
+    processes = [started(tmp_path, f"p{n}", "search", model, "red", "--in", tmp_path / "f") for n in range(3)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0], (tmp_path / "p0.out").read_text()
+    assert len(items_of(tmp_path)) == 20
+
+
+@needs_locks
+@pytest.mark.usefixtures("small_shards")
+def test_who_waits_for_a_killed_process_goes_on(model: str, tmp_path: Path) -> None:
+    """And removes what it was writing."""
+    rows, out = jsonl(tmp_path / "r.jsonl", *({"text": "red cat"} for _ in range(40))), tmp_path / "o.npy"
+    first = started(tmp_path, "first", "embed", model, rows, "--out", out, "--batch-size", 2, hangs_after=10)
+    until(lambda: (tmp_path / "o.npy.parts" / "part-00001.parquet").is_file())
+    second = started(tmp_path, "second", "embed", model, rows, "--out", out)
+    until(lambda: "another process is making" in "".join(f.read_text() for f in tmp_path.glob("second.out")))
+    left = [".o.npy.1.2.partial", ".o.npy.ids.jsonl.1.2.partial", "o.npy.parts/.part-00001.parquet.1.2.partial"]
+    for name in (*left, ".o.npy.old.1.2.partial"):
+        (tmp_path / name).touch()
+    assert second.is_alive()
+    first.kill()
+    first.join()
+    second.join(120)
+    said = (tmp_path / "second.out").read_text()
+    assert second.exitcode == 0 and "rows had been done before" in said, said
+    assert len(np.load(out)) == 40 and len(items_of(tmp_path)) < 50
+    assert not any((tmp_path / name).exists() for name in (*left, "o.npy.parts"))
+    assert (tmp_path / ".o.npy.old.1.2.partial").is_file(), "of another result"
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_embedded(
+    model: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    rows = jsonl(tmp_path / "r.jsonl", {"text": "a"})
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.parquet").mkdir()
+    monkeypatch.setattr(zoo.Embedder, "stream", lambda *a, **k: pytest.fail("embedded"))
+    for out in (tmp_path / "file" / "o.parquet", Path("/proc/o.parquet")):
+        with pytest.raises(ZooError, match="can't be written"):
+            embed(model, rows, "--out", out)
+    with pytest.raises(ZooError, match="is a folder; choose another"):
+        embed(model, rows, "--out", tmp_path / "folder.parquet")
+    assert not (tmp_path / "folder.parquet.parts").exists()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zoo.errors import SampleError, ZooError
+
+PARTIAL = re.compile(r"\.(.+)\.\d+\.\d+\.partial")
+"""Names of files that are not whole yet: of the file, process and thread (`replacing`)."""
 
 PACKAGED = Path(__file__).parent / "data" / "packaged"
 
@@ -93,6 +97,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "zoo"
 
 
+def made_folder(folder: Path) -> Path:
+    """The folder, made if it is missing. ZooError if it can't be made, or nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _explained(error, folder) or ZooError(f"{folder} can't be written ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise ZooError(f"{folder} can't be written; choose another place")
+    return folder
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not.
@@ -102,7 +117,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         ZooError: no space left, or the place can't be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")  # see PARTIAL
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -110,16 +125,23 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         _flush(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ZooError(
-                f"no space left to write {path}: free some or choose another disk; nothing was lost"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            raise ZooError(f"{path} can't be written ({error.strerror}); choose another place") from error
+        if explained := _explained(error, path):
+            raise explained from error
         raise
     finally:
         with suppress(OSError):  # where the place itself is the problem, there is nothing to remove
             partial.unlink(missing_ok=True)
+
+
+def _explained(error: OSError, path: Path) -> ZooError | None:
+    """What it means for who wanted to write there; None where nothing is known."""
+    if isinstance(error, ZooError):
+        return None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ZooError(f"no space left to write {path}: free some or choose another disk; nothing was lost")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return ZooError(f"{path} can't be written ({error.strerror}); choose another place")
+    return None
 
 
 def _flush(path: Path) -> None:

@@ -34,6 +34,7 @@ from zoo.data.latents import Latents
 from zoo.data.listing import Listing
 from zoo.data.processors.cached import CachedProcessor
 from zoo.errors import NonFiniteError, RecipeError
+from zoo.locks import writing
 from zoo.nn.fingerprint import architecture_digest, weights_digest
 from zoo.progress import counting
 from zoo.types import Inputs
@@ -160,7 +161,10 @@ def _filled(module: LatentModule, listing: Listing, store: LatentFolder, batch_s
     wanted = sum(stop - start for start, stop in (store.ranges[number] for number in missing))
     begin = time.perf_counter()
     title = f"{listing.source}: {listing.modality}"
-    with counting(len(listing), title, show=show, done=len(listing) - wanted) as advance:
+    with (
+        writing(store.path, shared=True),  # removes what a killed process left
+        counting(len(listing), title, show=show, done=len(listing) - wanted) as advance,
+    ):
         batches = part_batches(module.processor, listing, store, missing, batch_size)
         device = _device(module, listing.modality)
         for number, rows in _files(module, listing.modality, store, ahead(batches, device.type), advance):

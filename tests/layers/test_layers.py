@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub": set(),
     "weights": {"hub"},
     "files": {"weights"},
+    "locks": {"files"},
     "recipe": {"hub"},
     "catalog": {"files", "recipe", "registry"},
     "availability": {"recipe", "weights"},
@@ -45,13 +46,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "similarity": set(),
     "objectives": {"similarity"},
     "metrics": {"similarity"},
-    "data": {"distributed", "files", "machine", "progress", "tables", "trust"},
+    "data": {"distributed", "files", "locks", "machine", "progress", "tables", "trust"},
     # models
     "rows": {"distributed"},
     "module": {"data", "distributed", "nn", "objectives", "rows", "weights"},
     "architectures": {"data", "module", "nn", "objectives", "registry"},
-    "latents": {"ahead", "data", "nn", "progress"},
-    "callbacks": {"data", "distributed", "files", "latents", "machine", "metrics", "progress", "weights"},
+    "latents": {"ahead", "data", "locks", "nn", "progress"},
+    "callbacks": {"data", "distributed", "files", "latents", "locks", "machine", "metrics", "progress", "weights"},
     # use
     "comparison": {"callbacks", "catalog", "files", "metrics", "progress", "recipe"},
     "bundle": {"card", "recipe", "weights"},
@@ -59,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "items": {"data"},
     "identity": {"files", "weights"},
     "embedder": {"ahead", "bundle", "files", "identity", "items", "progress", "similarity", "weights"},
-    "vectors": {"data", "embedder", "files", "identity", "metrics", "progress", "weights"},
+    "vectors": {"data", "embedder", "files", "identity", "locks", "metrics", "progress", "weights"},
     "loading": {
         "bundle",
         "catalog",

@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import os
+import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +21,13 @@ from typing import Any
 from zoo.data.pairs import OnDisk, Record, RecordSource
 from zoo.data.shard_members import members_of
 from zoo.errors import SampleError, ZooError
+from zoo.locks import writing
 from zoo.machine import usable_cores
 
 MANIFEST = "shards.json"
 """Beside the shards: what they were made of, and where a stopped run goes on."""
 
+_WAITING = "another process is writing into {}; this one waits for it"
 _STATE = "state of the files"
 _AHEAD = 256  # records that are prepared together
 
@@ -100,8 +103,7 @@ def write_shards(
     if states:
         settings[_STATE] = states
     total = sum(map(len, sources))
-    with _writable(out):
-        out.mkdir(parents=True, exist_ok=True)
+    with _writable(out), writing(out, waiting=lambda: print(_WAITING.format(out), file=sys.stderr)):
         shards = _finished(out, settings)
         before, done = len(shards), shards[-1].next if shards else 0
         _write_manifest(out, settings, shards)

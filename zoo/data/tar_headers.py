@@ -90,7 +90,8 @@ def _members(file: BinaryIO, end: int) -> Iterator[Member]:
             position = data + _padded(size)
             continue
         name, size = extended.get("path", name), _size_of(extended, size, position)
-        what = SPARSE if _SPARSE in extended else FOLDER if name.endswith("/") and kind == b"\0" else _KINDS.get(kind, UNKNOWN)
+        what = FOLDER if name.endswith("/") and kind == b"\0" else _KINDS.get(kind, UNKNOWN)
+        what = SPARSE if _SPARSE in extended else what
         if what in (LINK, DEVICE, FOLDER):
             size = 0
         if data + size > end:

@@ -61,16 +61,16 @@ def embed_rows(
     facts = facts_of(embedder, side) | {"settings": settings or {}, "input": rows.fingerprint}
     if rows.named_files:
         facts[NAMED_FILES] = rows.named_files
-    shards = Shards(out, facts, len(rows), earlier)
-    if shards.complete:
-        return Result(len(rows), shards.bad, len(rows))
-    missing = shards.missing()
-    before = min((shards.count - len(missing)) * shards.size, len(rows))
-    with counting(len(rows), "embedding", show=show, done=before) as advance:
-        for number, part in rows.shards(shards.size, missing):
-            shards.save(number, *_embedded(embedder, part, facts, side, batch_size, strict, advance))
-    shards.finish()
-    return Result(len(rows), shards.bad, before)
+    with Shards(out, facts, len(rows), earlier) as shards:
+        if shards.complete:
+            return Result(len(rows), shards.bad, len(rows))
+        missing = shards.missing()
+        before = min((shards.count - len(missing)) * shards.size, len(rows))
+        with counting(len(rows), "embedding", show=show, done=before) as advance:
+            for number, part in rows.shards(shards.size, missing):
+                shards.save(number, *_embedded(embedder, part, facts, side, batch_size, strict, advance))
+        shards.finish()
+        return Result(len(rows), shards.bad, before)
 
 
 def facts_of(embedder: Embedder, side: Side) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import json
-import shutil
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.data.text_files import JsonLines, json_line
 from zoo.errors import ZooError
-from zoo.files import replacing
+from zoo.files import PARTIAL, replacing
+from zoo.locks import writing
 from zoo.vectors.files import LOG_VAR_NPY, read_facts, write_npy, write_vectors
 
 if TYPE_CHECKING:
@@ -22,12 +26,14 @@ NAMED_FILES = "files that rows name"
 _LATER = (
     NAMED_FILES,
 )  # facts that results of earlier versions don't have: where they are missing, they are not asked for
+_FILES = ("", LOG_VAR_NPY, ".ids.jsonl", ".json", ".bad.jsonl")  # endings of what makes up a result
+_PART = re.compile(r"part-\d+\.(parquet|bad\.jsonl)|run\.json")
 _SMALLEST = 256  # rows: what is lost at most when a run is stopped
 _MOST = 2000  # shards: more files in a folder serve nobody
 
 
 class Shards:
-    """The finished parts of one result.
+    """The finished parts of one result, in a `with` block: another process that wants the same result waits for its end.
 
     Args:
         out: the result, `.parquet` or `.npy`; the parts lie in `<out>.parts/` until all are there.
@@ -47,21 +53,71 @@ class Shards:
         self.folder, self.bad_list = out.with_name(out.name + ".parts"), out.with_name(out.name + ".bad.jsonl")
         self.size = max(_SMALLEST, -(-rows // _MOST))
         self.count = -(-rows // self.size)
-        if earlier == "discard":
+        self.earlier = earlier
+        self._held = ExitStack()
+
+    def __enter__(self) -> Shards:
+        with ExitStack() as held:
+            if not self._is_done():
+                held.enter_context(writing(self.folder, waiting=self._say_waiting))
+                held.callback(self._remove_empty)
+                self._take_over()
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
+
+    def _is_done(self) -> bool:
+        """Whether nothing is to be written; then the folder need not even be writable."""
+        if self.earlier == "discard" or self.folder.exists():
+            return False
+        try:
+            self._check(_result_facts(self.out), "")
+        except ZooError:  # said, or mended, once nobody else writes there
+            return False
+        return self.complete
+
+    def _take_over(self) -> None:
+        """Decide what becomes of what is there."""
+        if self.out.is_dir():
+            raise ZooError(f"{self.out} is a folder; choose another --out")
+        self._remove_partials()
+        if self.earlier == "discard":
             self._discard()
         try:
-            self._check(_result_facts(out), f"{out} is")
+            self._check(_result_facts(self.out), f"{self.out} is")
             self._check(_started_facts(self.folder), f"{self.folder} belongs to")
         except ZooError:
-            if earlier != "replace":
+            if self.earlier != "replace":
                 raise
             self._discard()
-        if self.complete:  # the run before was stopped while it tidied up
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.complete:  # another process has just made it, or was stopped while it tidied up
+            self._remove_parts()
+
+    def _say_waiting(self) -> None:
+        print(f"another process is making {self.out}; this one waits for it", file=sys.stderr)
+
+    def _remove_empty(self) -> None:
+        with suppress(OSError):  # holds something, or is gone
+            self.folder.rmdir()
+
+    def _remove_parts(self) -> None:
+        """But not their folder, which is what is locked."""
+        for path in self.folder.iterdir():
+            if _PART.fullmatch(path.name):
+                path.unlink()
+
+    def _remove_partials(self) -> None:
+        """What a killed run left beside the result."""
+        for path in self.out.parent.glob(f".{glob.escape(self.out.name)}*.partial"):
+            name = PARTIAL.fullmatch(path.name)
+            if name and name[1] in [self.out.name + suffix for suffix in _FILES]:
+                path.unlink(missing_ok=True)
 
     def _discard(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        for suffix in ("", LOG_VAR_NPY, ".ids.jsonl", ".json", ".bad.jsonl"):
+        self._remove_parts()
+        for suffix in _FILES:
             self.out.with_name(self.out.name + suffix).unlink(missing_ok=True)
 
     def _check(self, earlier: Mapping[str, Any] | None, subject: str) -> None:
@@ -124,7 +180,7 @@ class Shards:
             write_npy(self.out, self._tables(), rows, self.facts)
         else:
             write_vectors(self.out, self._tables())
-        shutil.rmtree(self.folder)
+        self._remove_parts()
 
     def _tables(self) -> Iterator[pa.Table]:
         import pyarrow.parquet as pq
