@@ -263,6 +263,12 @@ class EmbeddingModule(LightningModule):
             )
         self.log("train/grad_norm", norm)
 
+    def on_validation_epoch_start(self) -> None:
+        """Parts that keep what they computed from their weights (`GeneralizedPooling`) do so anew: a callback that averages
+        weights has just put others in their place.
+        """
+        self.eval()
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Embedding]:
         """Embeddings of the batch's views; callbacks measure."""
         return {name: self.encode(inputs) for name, inputs in batch.views.items()}
