@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from zoo.convert import open_clip as convert
 from zoo.convert.transformers_folder import Checkpoint, load_folder
 from zoo.errors import WeightsError
+from zoo.objectives.infonce import InfoNCE
 from zoo.weights import load_strictly
 
 GIVEN_BACK = [name for name in CONFIGS if name != "coca"]
@@ -55,6 +56,12 @@ def test_temperatures_that_are_kept_otherwise(learn: Any, stored: float) -> None
     state = {"objective.temperature.parameter": torch.tensor(stored)}
     back = convert.to_open_clip(state, custom_text=False, learn=learn)
     assert back["logit_scale"].exp().item() == pytest.approx(50)
+
+
+@pytest.mark.parametrize("learn", ["log", "linear", "no"])
+def test_a_state_says_how_it_keeps_its_temperature(learn: Any) -> None:
+    state = {f"objective.{key}": value for key, value in InfoNCE(0.02, learn).state_dict().items()}
+    assert convert.to_open_clip(state, custom_text=False)["logit_scale"].exp().item() == pytest.approx(50)
 
 
 def test_without_an_objective_the_scale_is_where_open_clip_starts() -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from zoo.convert.temperature import KIND, PARAMETER, kept
+from zoo.convert.temperature import KIND, PARAMETER, kept, log_scale
 from zoo.convert.transformers_folder import Checkpoint
 from zoo.errors import WeightsError
 
@@ -51,7 +51,7 @@ def to_open_clip(
     Args:
         state: of a `DualEncoder` with open_clip's towers and nothing after them. CoCa's caption decoder is not in it.
         custom_text: whether the configuration says `custom_text` (or has a text tower of transformers).
-        learn: how the objective keeps its temperature (`InfoNCE`, `SigLIP`).
+        learn: how the objective keeps its temperature (`InfoNCE`, `SigLIP`), for a state that does not say it.
 
     Raises:
         WeightsError: a tensor that open_clip has no place for, such as a head after a tower.
@@ -69,11 +69,8 @@ def to_open_clip(
             )
         prefix = "" if tower == "text" and not custom_text else _TOWERS[tower]
         found[prefix + name.removeprefix("model.")] = value
-    scale = state.get(PARAMETER)
-    if scale is None:
-        found["logit_scale"] = torch.tensor(math.log(1 / 0.07))  # where open_clip starts
-    else:
-        found["logit_scale"] = scale.detach().clone() if learn == "log" else -scale.detach().log()
+    scale = log_scale(state, learn)
+    found["logit_scale"] = torch.tensor(math.log(1 / 0.07)) if scale is None else scale  # where open_clip starts
     if _BIAS in state:
         found["logit_bias"] = state[_BIAS]
     return found
