@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 import toy
 import yaml
+from PIL import Image
 
 import zoo
 from zoo import catalog, cli
@@ -116,6 +119,61 @@ def test_predict_writes_the_vectors_of_the_checkpoint(recipe: Path, capsys: pyte
     for number, word in enumerate(words):
         assert rows[f"c:{number}"]["view"] == "target"
         assert np.allclose(rows[f"c:{number}"]["vector"], model.encode(word), atol=1e-6)
+
+
+def test_predict_embeds_what_it_can(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sources whose names make the same file name, items that can't be used; a later run without any forgets them."""
+    sources = []
+    for name in ("my photos", "my-photos", "my photos", "MY/photos"):
+        folder = tmp_path / f"{len(sources)}"
+        folder.mkdir()
+        for number in range(3):
+            Image.new("RGB", (8, 8), (90 * number, 9, len(sources) * 60)).save(folder / f"{number}.png")
+            (folder / f"{number}.txt").write_text("red cat")
+        sources.append({"class_path": "ImageFolder", "init_args": {"path": str(folder), "name": name}})
+    odd = [tmp_path / "0" / "1.png", tmp_path / "2" / "0.png"]
+    for file in odd:
+        shutil.copy(file, file.with_suffix(".kept"))
+        file.write_bytes(b"no image")
+    (tmp_path / "3" / "2.txt").write_text("")
+    raw = yaml.safe_load(recipe.read_text("utf-8"))
+    raw["data"]["init_args"] |= {"predict": sources, "eval_batch_size": 2}
+    recipe.write_text(yaml.safe_dump(raw), "utf-8")
+    assert run("fit", "--config", recipe) == 0
+    command = ("predict", "--config", recipe, "--ckpt_path", "runs/mine/checkpoints/last.ckpt")
+    Path("runs/mine/predictions").mkdir()
+    Path("runs/mine/predictions/.my-photos.parquet.1.2.partial").touch()
+    capsys.readouterr()
+    assert run(*command) == 3
+    assert "3 items could not be used" in (said := capsys.readouterr().out), said
+    files = sorted(path.name for path in Path("runs/mine/predictions").iterdir())
+    assert files == [
+        "MY-photos-4.parquet",
+        "bad.jsonl",
+        "my-photos-2.parquet",
+        "my-photos-3.parquet",
+        "my-photos.parquet",
+    ]
+    assert "vectors of MY/photos: runs/mine/predictions/MY-photos-4.parquet" in said
+
+    def ids(name: str) -> list[str]:
+        return sorted(set(pq.read_table(f"runs/mine/predictions/{name}.parquet").column("id").to_pylist()))
+
+    assert ids("my-photos") == ["my photos/0.png", "my photos/2.png"]
+    assert ids("my-photos-2") == [f"my-photos/{n}.png" for n in range(3)]
+    assert ids("my-photos-3") == ["my photos/1.png", "my photos/2.png"]
+    assert ids("MY-photos-4") == ["MY/photos/0.png", "MY/photos/1.png"]
+    listed = Path("runs/mine/predictions/bad.jsonl").read_text().split("\n")[:-1]
+    errors = [json.loads(line)["error"] for line in listed]
+    assert [name in error for name, error in zip(("0/1.png", "2/0.png", "2.png"), errors, strict=True)] == [True] * 3
+    for file in odd:
+        shutil.move(file.with_suffix(".kept"), file)
+    (tmp_path / "3" / "2.txt").write_text("cat")
+    assert run(*command) == 0 and not Path("runs/mine/predictions/bad.jsonl").exists()
+    for file in tmp_path.glob("[0-3]/*.png"):
+        file.write_bytes(b"no image")
+    assert run(*command) == 2
+    assert "none of the 12 items could be used; the first: " in capsys.readouterr().err
 
 
 def test_a_source_that_finds_nothing_is_one_sentence(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ from zoo.parsing import explain
 from zoo.recipe import Card, read_recipe
 from zoo.registry import import_parts
 
+EXIT_SOME_BAD = 3  # as of `zoo embed`: items that `zoo predict` could not use
 EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells have it
 
 
@@ -239,19 +240,20 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
         lambda line: "litlogger" not in line.getMessage()
     )
     try:
-        _run(subcommand, read_command_line(subcommand, argv))
+        done = _run(subcommand, read_command_line(subcommand, argv))
     except SIGTERMException:  # without a code of its own the process would seem to have come to its end
         return EXIT_TERMINATED
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning has closed everything, and ends with code 1
             raise KeyboardInterrupt from end
         raise
-    return 0
+    some_bad = any(one.bad for one in done.trainer.callbacks if isinstance(one, Predictions))
+    return EXIT_SOME_BAD if some_bad else 0
 
 
-def _run(subcommand: str, line: CommandLine) -> None:
+def _run(subcommand: str, line: CommandLine) -> ZooCLI:
     quiet = {"exit_on_error": False}  # a wrong key becomes one sentence (zoo.parsing) instead of a page of usage
-    ZooCLI(
+    return ZooCLI(
         line,
         model_class=EmbeddingModule,
         datamodule_class=LightningDataModule,

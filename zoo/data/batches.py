@@ -149,6 +149,23 @@ class SourceBatches:
             return Made(error=str(error))
 
 
+class UsableBatches:
+    """What another maker makes, without the keys that can't be used: these are named in `skipped`."""
+
+    def __init__(self, maker: Maker) -> None:
+        self.maker = maker
+
+    def __call__(self, keys: list[Any]) -> Made:
+        """See `Maker`; neither batch nor error where no key can be used."""
+        made = self.maker(keys)
+        if not made.error:
+            return made
+        errors = {position: self.maker([key]).error for position, key in enumerate(keys)}
+        good = [key for position, key in enumerate(keys) if not errors[position]]
+        whole = self.maker(good) if good else Made()
+        return Made(whole.batch, whole.error, [error for error in errors.values() if error])
+
+
 def even_batches(order: Sequence[int], size: int, world_size: int) -> list[list[int]]:
     """Cut into batches of at most `size`, as many for every rank: a collective operation must not wait for ever.
 

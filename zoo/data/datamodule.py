@@ -9,8 +9,8 @@ from typing import Literal
 
 from lightning.pytorch import LightningDataModule, Trainer
 
-from zoo.data.batches import SourceBatches, TaskBatches, TrainingBatches, even_batches
-from zoo.data.loader import BatchLoader, TrainingLoader
+from zoo.data.batches import Maker, SourceBatches, TaskBatches, TrainingBatches, UsableBatches, even_batches
+from zoo.data.loader import BatchLoader, PredictionLoader, TrainingLoader
 from zoo.data.sampler import HomogeneousBatches
 from zoo.data.smaller_tasks import smaller
 from zoo.data.source import Augment, Processor, Source, TaskSource
@@ -187,28 +187,33 @@ class EmbeddingData(LightningDataModule):
         return [self._task_loader(task) for task in self._limited("test")]
 
     def predict_dataloader(self) -> list[BatchLoader]:
-        """One loader per source and per task of `predict`: all views of records, or queries and candidates."""
-        if self.predict is None:
-            return self.test_dataloader()
-        loaders = []
-        for source in self.predict:
-            if isinstance(source, TaskSource):
-                loaders += [self._task_loader(task) for task in _checked(source.tasks(), "predict")]
+        """One loader per source and per task of `predict`: all views of records, or queries and candidates. Items that can't
+        be used are skipped and named: vectors are no figure that depends on all of them.
+        """
+        if self.predict is None and not self.tasks("test"):
+            raise RecipeError("there is nothing to test: data.init_args.test is empty")
+        batches = []
+        for source in self._limited("test") if self.predict is None else self.predict:
+            if isinstance(source, RetrievalTask):
+                batches.append(self._task_batches(source))
+            elif isinstance(source, TaskSource):
+                batches += [self._task_batches(task) for task in _checked(source.tasks(), "predict")]
             else:
-                loaders.append(self._source_loader(source))
-        if not loaders:
+                batches.append(self._source_batches(source))
+        if not batches:
             raise RecipeError("there is nothing to embed: data.init_args.predict is empty")
-        return loaders
+        return [PredictionLoader(UsableBatches(maker), keys, self.num_workers) for maker, keys in batches]
+
+    def _source_batches(self, source: Source) -> tuple[Maker, list[list[int]]]:
+        keys = even_batches(range(len(source)), self.eval_batch_size, self._trainer.world_size)
+        return SourceBatches(source, self.processor), keys[self._trainer.global_rank :: self._trainer.world_size]
 
     def _task_loader(self, task: RetrievalTask) -> BatchLoader:
-        maker = TaskBatches(task, self.processor)
-        keys = maker.keys(self.eval_batch_size, self._trainer.global_rank, self._trainer.world_size)
-        return BatchLoader(maker, keys, self.num_workers)
+        return BatchLoader(*self._task_batches(task), self.num_workers)
 
-    def _source_loader(self, source: Source) -> BatchLoader:
-        keys = even_batches(range(len(source)), self.eval_batch_size, self._trainer.world_size)
-        mine = keys[self._trainer.global_rank :: self._trainer.world_size]
-        return BatchLoader(SourceBatches(source, self.processor), mine, self.num_workers)
+    def _task_batches(self, task: RetrievalTask) -> tuple[Maker, list[list[int]]]:
+        maker = TaskBatches(task, self.processor)
+        return maker, maker.keys(self.eval_batch_size, self._trainer.global_rank, self._trainer.world_size)
 
 
 def _checked(tasks: list[RetrievalTask], stage: str) -> list[RetrievalTask]:

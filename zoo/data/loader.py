@@ -64,6 +64,27 @@ class BatchLoader:
         self.loader._iterator = value
 
 
+class PredictionLoader(BatchLoader):
+    """Batches of what can be used. `skipped` says why each of the rest could not.
+
+    Args:
+        maker: keys -> batch; names what it skips (`zoo.data.batches.UsableBatches`).
+        keys: see `BatchLoader`, as for `num_workers`.
+        num_workers: 0 = in this process.
+    """
+
+    def __init__(self, maker: Maker, keys: Any, num_workers: int = 0) -> None:
+        super().__init__(maker, keys, num_workers)
+        self.skipped: list[str] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.skipped = []
+        for made in self.loader:
+            self.skipped += made.skipped
+            if made.batch is not None or made.error:
+                yield _batch(made)
+
+
 class TrainingLoader(BatchLoader):
     """Batches of training samples, from the place where the run stands.
 
