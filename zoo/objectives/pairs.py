@@ -21,7 +21,7 @@ def paired(encoded: Encoded, name: str) -> Tensor:
     if len(samples := owners.unique()) < len(owners):
         raise RecipeError(
             f"this objective mixes samples with one another: it needs one row per sample in the view '{name}', "
-            f"which has {len(owners)} rows of {len(samples)} samples"
+            f"which has {len(owners)} rows for {len(samples)} samples"
         )
     return vectors[order]
 
