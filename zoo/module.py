@@ -21,7 +21,7 @@ from zoo.distributed import group_of, world_size
 from zoo.errors import NonFiniteError, RecipeError, WeightsError, ZooWarning
 from zoo.nn.fingerprint import weights_digest
 from zoo.objectives.objective import Objective
-from zoo.rows import gathered, joined
+from zoo.rows import gathered, joined, without_rows
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs
 from zoo.weights import named_as_in, plain
 
@@ -328,6 +328,15 @@ class EmbeddingModule(LightningModule):
         self._refuse_batch_statistics()
         return joined([_checkpointed(self, chunk) for chunk in chunks])
 
+    def embed_views(self, batch: Batch) -> dict[str, Embedding]:
+        """`embed` of all views. One that no sample of the batch has is an Embedding of 0 rows, of the width and type of the
+        others, so that all processes have the same views to gather, and the same gradients: all that encodes gets one of 0.
+        """
+        found = {name: self.embed(inputs) for name, inputs in batch.views.items() if len(batch.owners[name])}
+        trained = [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("objective.")]
+        trained = trained if torch.is_grad_enabled() else []
+        return {name: found.get(name) or without_rows(found.values(), trained) for name in batch.views}
+
     def _refuse_batch_statistics(self) -> None:
         """A chunk is no batch: averaged over it, batch norms would give other vectors, and count it twice."""
         trained = (n for n, part in self.named_modules() if isinstance(part, _BatchNorm) and part.training)
@@ -341,7 +350,7 @@ class EmbeddingModule(LightningModule):
 
     def _encoded(self, batch: Batch) -> Encoded:
         return Encoded(
-            views={name: self.embed(inputs) for name, inputs in batch.views.items()},
+            views=self.embed_views(batch),
             owners=batch.owners,
             keys=batch.keys,
             labels=batch.labels,

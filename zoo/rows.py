@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from functools import reduce
 from typing import Any, NamedTuple
@@ -43,8 +43,19 @@ def joined(chunks: Sequence[Embedding]) -> Embedding:
     return Embedding(**{name: torch.cat([getattr(one, name) for one in fitted]) for name in agreed})
 
 
+def without_rows(others: Iterable[Embedding], trained: Sequence[Tensor]) -> Embedding:
+    """0 rows with every field that one of the other embeddings has, through which a gradient of 0 flows to `trained`."""
+    rows, nothing = list(others), sum((part.sum() * 0.0 for part in trained), torch.zeros(()))
+    found: dict[str, Tensor] = {}
+    for name in _NAMES:
+        for value in (getattr(one, name) for one in rows):
+            if value is not None and name not in found:
+                found[name] = value[:0] + nothing.to(value) if value.is_floating_point() else value[:0]
+    return Embedding(**found)
+
+
 def gathered(local: Encoded, group: Any) -> Encoded:
-    """The rows of all ranks of the group; renumbers the owners of `local` in place so that both agree.
+    """The rows of all ranks of the group; changes `local` in place so that both agree on owners and fields.
 
     What holds for chunks (see `joined`) holds for ranks: they agree on the fields before anything is sent, because a rank
     that waits for a field that another one lacks would wait for ever.
@@ -66,6 +77,8 @@ def gathered(local: Encoded, group: Any) -> Encoded:
         agreed = _agreed([_read(one) for one in each], counts[name])
         fitted = _fitted(local.views[name], agreed)
         views[name] = Embedding(**{part: gather_rows(getattr(fitted, part), counts[name], group) for part in agreed})
+        if not len(local.owners[name]):  # nothing here says which fields its rows have
+            local.views[name] = fitted
     return Encoded(
         views=views,
         owners={name: gather_rows(local.owners[name], counts[name], group) for name in names},
@@ -133,7 +146,7 @@ def _fitted(embedding: Embedding, agreed: dict[str, Field]) -> Embedding:
 
 def _value(embedding: Embedding, name: str, field: Field) -> Tensor:
     value: Tensor | None = getattr(embedding, name)
-    if value is None or not len(value):  # a part without rows
+    if value is None or (not len(value) and value.shape[1:] != field.sizes):  # a part without rows
         value = torch.zeros(0, *field.sizes, device=embedding.vector.device)
     elif name in _FILLING:
         missing = field.sizes[0] - value.shape[1]

@@ -94,10 +94,32 @@ def test_rows_and_the_batch_that_was_given() -> None:
     assert set(found.views) == {"query", "target", "query_masked", "target_masked"}
     for name in ("query", "target"):
         assert found.views[name] is given.views[name]
-        assert torch.equal(found.owners[f"{name}_masked"], given.owners[name][:2])  # int(16 * 0.125)
-        assert torch.equal(found.keys[f"{name}_masked"], given.keys[name][:2])
-        assert len(found.views[f"{name}_masked"]["rows"]) == 2
+        assert torch.equal(found.owners[f"{name}_masked"], given.owners[name][[0, 8]])  # int(16 * 0.125)
+        assert torch.equal(found.keys[f"{name}_masked"], given.keys[name][[0, 8]])
+        assert found.views[f"{name}_masked"]["rows"].tolist() == [0, 1]
+    assert torch.equal(found.views["query_masked"]["pixels"], given.views["query"]["pixels"][[0, 8]])
+    ids, words = (found.views["target_masked"][key] for key in ("input_ids", "hidden_words"))
+    assert torch.equal(torch.where(words >= 0, words, ids), given.views["target"]["input_ids"][[0, 8]])
     assert len(make(share=0.01)(given, split, lambda pixels: PATCHES).owners["query_masked"]) == 1
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.7, 1.0])
+def test_masked_rows_come_from_all_sources_of_a_batch(share: float) -> None:
+    """A batch is made of groups of one source each, one after the other: here four of four rows."""
+    found = make(share=share)(batch(), split, lambda pixels: PATCHES)
+    groups = (found.owners["query_masked"] // 4).tolist()
+    assert len(groups) == int(16 * share) and max(map(groups.count, range(4))) - min(map(groups.count, range(4))) <= 1
+
+
+def test_rows_of_several_parts_keep_their_parts() -> None:
+    given = batch()
+    rows = torch.arange(ROWS).repeat_interleave(2)
+    pictures = {"rows": torch.arange(ROWS), "image_rows": rows, "pixels": torch.arange(2.0 * ROWS)[:, None, None, None]}
+    given.views["query"] = pictures | {name: values[1::2] for name, values in texts().items() if name != "rows"}
+    found = make(share=0.25, words=0.0, token=None)(given, split, lambda pixels: PATCHES).views["query_masked"]
+    assert found["image_rows"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert found["pixels"].flatten().tolist() == [0, 1, 8, 9, 16, 17, 24, 25]
+    assert "text_rows" not in found  # only odd rows have a text
 
 
 @pytest.mark.parametrize("form", ["exact", "official"])

@@ -116,7 +116,7 @@ class DualEncoder(EmbeddingModule):
         if self.slow is None:
             return encoded
         with torch.no_grad():
-            slow = {f"{name}_momentum": self.slow.model.embed(inputs) for name, inputs in batch.views.items()}
+            slow = {f"{name}_momentum": rows for name, rows in self.slow.model.embed_views(batch).items()}
         encoded.views |= slow
         encoded.owners = masked.owners | {f"{name}_momentum": rows for name, rows in batch.owners.items()}
         encoded.keys = masked.keys | {f"{name}_momentum": keys for name, keys in batch.keys.items()}

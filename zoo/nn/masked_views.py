@@ -17,7 +17,7 @@ from zoo.types import Batch, Inputs
 
 
 class MaskedViews(nn.Module):
-    """Adds to a batch, for every view NAME of `views`, the view `NAME_masked`: its first rows, with parts of them hidden.
+    """Adds to a batch, for every view NAME of `views`, the view `NAME_masked`: some of its rows, with parts of them hidden.
 
     Patches are left out, so that a tower sees fewer of them, at their own places; the ids of words become that of `token`.
     Both are drawn before anything is encoded: chunks and their second pass see the same parts hidden. Random numbers are
@@ -25,7 +25,8 @@ class MaskedViews(nn.Module):
 
     Args:
         views: that get a masked one. Every process then has the same views to gather, whatever its rows hold.
-        share: of the rows, rounded down, but at least one (ProLIP, arXiv:2410.18857: 0.125).
+        share: of the rows, rounded down, but at least one (ProLIP, arXiv:2410.18857: 0.125). They are spread evenly over the
+            batch, whose first rows may all come from one source.
         patches: share of a picture's patches that is hidden; 0 = pictures stay as they are (ProLIP: 0.75).
         words: share of a text's tokens that is hidden; 0 = texts stay as they are (ProLIP: 0.75; BERT, arXiv:1810.04805:
             0.15).
@@ -75,11 +76,13 @@ class MaskedViews(nn.Module):
         for name in self.views:
             if name not in views:
                 raise RecipeError(f"MaskedViews is to mask the view '{name}'; the data gives {sorted(batch.views)}")
-            if not len(owners[name]):
-                raise RecipeError(f"MaskedViews is to mask the view '{name}', but no sample of this batch has it")
-            rows = max(1, int(self.share * len(owners[name])))
-            views[f"{name}_masked"] = self._masked(split(views[name], rows)[0], patch_count)
-            owners[f"{name}_masked"], keys[f"{name}_masked"] = owners[name][:rows], keys[name][:rows]
+            chosen = spread(len(owners[name]), self.share).to(owners[name].device)
+            inputs = views[name]
+            if len(chosen) < len(owners[name]):
+                single = split(inputs, 1)
+                inputs = _one_after_the_other([single[row] for row in chosen.tolist()])
+            views[f"{name}_masked"] = self._masked(inputs, patch_count)
+            owners[f"{name}_masked"], keys[f"{name}_masked"] = owners[name][chosen], keys[name][chosen]
         return replace(batch, views=views, owners=owners, keys=keys)
 
     def _masked(self, inputs: Inputs, patch_count: Callable[[Tensor], int]) -> Inputs:
@@ -114,3 +117,18 @@ class MaskedViews(nn.Module):
         count = (self.words * free.sum(1)).round().clamp(min=1)
         place = drawn.masked_fill(~free, 2.0).argsort(1).argsort(1)  # free tokens come first
         return free & (place < count[:, None])
+
+
+def spread(rows: int, share: float) -> Tensor:
+    """Places of this share of so many rows, at least of one, at even distances; of none where there are no rows."""
+    count = min(rows, max(1, int(share * rows)))
+    return torch.arange(count) * rows // max(1, count)
+
+
+def _one_after_the_other(rows: Sequence[Inputs]) -> Inputs:
+    """Inputs of one row each -> inputs of all of them; rows that lack a part of some kind have no tensor of it."""
+    found: dict[str, list[Tensor]] = {}
+    for place, inputs in enumerate(rows):
+        for name, values in inputs.items():
+            found.setdefault(name, []).append(values + place if name == "rows" or name.endswith("_rows") else values)
+    return {name: torch.cat(values) for name, values in found.items()}

@@ -18,18 +18,25 @@ EncodeView = Callable[[str, Sequence[Item], Sequence[str]], Inputs]
 
 
 def collate(samples: Sequence[Sample], encode_view: EncodeView) -> Batch:
-    """Samples with the same views -> Batch. Raises SampleError for an unusable item or views that differ."""
+    """Samples with the same views -> Batch. A view that a sample lacks is an empty tuple; one that all lack has 0 rows.
+
+    Raises:
+        SampleError: an unusable item, views that differ, or a sample that lacks all of them.
+    """
     names = list(samples[0].views)
     views, owners, keys = {}, {}, {}
     for sample in samples:
         if list(sample.views) != names:
             raise SampleError(f"sample '{sample.id}' has the views {list(sample.views)}, its batch has {names}")
+        if all(items == () for items in sample.views.values()):
+            raise SampleError(f"sample '{sample.id}' has no item in any of its views {names}; leave it out")
     for view in names:
         rows = [(i, item) for i, sample in enumerate(samples) for item in _items(sample, view)]
         labels = [f"{samples[i].id} ({view})" for i, _ in rows]
         for (_, item), label in zip(rows, labels, strict=True):
             check(item, check_unicode(label, "the name of a sample"))
-        views[view] = encode_view(view, [item for _, item in rows], labels)
+        items = [item for _, item in rows]
+        views[view] = encode_view(view, items, labels) if items else {"rows": torch.zeros(0, dtype=torch.int64)}
         owners[view] = torch.tensor([i for i, _ in rows], dtype=torch.int64)
         keys[view] = torch.tensor([content_key(item) for _, item in rows], dtype=torch.int64)
     return Batch(
