@@ -11,6 +11,7 @@ from encoded_rows import WIDTH, check_ranks, check_tiles, close, encoded, leaves
 from torch import Tensor
 
 from zoo.errors import RecipeError
+from zoo.metrics.probabilistic import total_variance
 from zoo.objectives.pcme import PCME
 from zoo.types import Embedding, Encoded
 
@@ -167,4 +168,25 @@ def test_settings_and_what_is_ranked_by() -> None:
     sides = batch.views["query"], batch.views["target"]
     scores = PCME().pair_scores(*sides)
     assert scores.shape == (6, 6) and bool((scores < 0).all())
-    assert torch.equal(PCME(form="official").pair_scores(*sides), PCME(30.0, 30.0).pair_scores(*sides))
+    doubled = [Embedding(side.vector, 2 * side.log_var) for side in sides]  # its log_var is log sigma
+    assert torch.equal(PCME(form="official").pair_scores(*sides), PCME(30.0, 30.0).pair_scores(*doubled))
+
+
+@pytest.mark.parametrize("form", ["exact", "official"])
+@pytest.mark.parametrize("spread", [-3.0, -1.0])
+def test_scores_what_it_trains(form: str, spread: float) -> None:
+    """The probability of one pair: of the loss, of the score, and by Monte Carlo from the formula of the form."""
+    batch = encoded(1, spread=spread)
+    sides = batch.views["query"], batch.views["target"]
+    objective = PCME(2.0, 2.0, samples=200, vib=0.0, form=form, seed=4).double()  # type: ignore[arg-type]
+    trained_for = math.exp(-float(objective(batch, batch)["loss"].detach()) / 2)
+    scored = float(objective.match_log_probability(*sides).detach().exp())
+    official = form == "official"
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(2, 100_000, WIDTH, generator=generator, dtype=torch.float64)
+    stds = [(side.log_var.detach() * (1.0 if official else 0.5)).exp() for side in sides]
+    x, y = (side.vector.detach() + std * one for side, std, one in zip(sides, stds, noise, strict=True))
+    expected = float(torch.sigmoid((2 if official else 1) * (2 - 2 * (x - y).norm(dim=1))).mean())
+    assert scored == pytest.approx(expected, abs=0.03) and trained_for == pytest.approx(expected, abs=0.03)
+    variance = float(total_variance(objective.distribution(sides[0])).detach())
+    assert variance == pytest.approx(float(stds[0].square().sum()), rel=1e-9)

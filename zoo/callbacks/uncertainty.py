@@ -83,6 +83,7 @@ class UncertaintyEvaluation(CollectedEmbeddings):
             task.relevant,
             (metric,),
             self.bins,
+            uncertainty=_spread(module, queries),
             name=f"task '{task.name}'",
         )
         values = {"ambiguity": report.ambiguity.value, "trend": report.values[metric].trend()}
@@ -93,7 +94,7 @@ class UncertaintyEvaluation(CollectedEmbeddings):
         table = self.measures.setdefault("test", Measures("Uncertainty (test)", _COLUMNS, note=_NOTE))
         several = len({len(set(right)) for right in task.relevant}) > 1
         table.rows.append((task.name, metric, *_cells(report if several else None, values)))
-        spread = [total_variance(side).cpu() for side in (queries, candidates)]
+        spread = [_spread(module, side).cpu() for side in (queries, candidates)]
         table.figures += [_histogram(task.name, *spread), _by_bin(task.name, metric, report.values[metric])]
         table.sheets += _sheets(task, spread[0], self.shown)
         self._items |= {repr(item): item for item in (*task.queries, *task.candidates)}
@@ -110,7 +111,7 @@ class UncertaintyEvaluation(CollectedEmbeddings):
         self, trainer: Trainer, module: LightningModule, kind: str, pairs: Sequence[tuple[Item, Item]]
     ) -> None:
         whole, damaged = (
-            total_variance(embed_items(trainer, module, items, f"{state} {kind}")).double()
+            _spread(module, embed_items(trainer, module, items, f"{state} {kind}")).double()
             for state, items in zip(("whole", "damaged"), zip(*pairs, strict=True), strict=True)
         )
         share = float((damaged > whole).double().mean())
@@ -125,6 +126,12 @@ def _score(module: LightningModule, name: str, task: RetrievalTask) -> Score | N
     """A score of the objective as one of queries and candidates."""
     score = getattr(getattr(module, "objective", None), name, None)
     return None if score is None else scored(score, task)
+
+
+def _spread(module: LightningModule, embedding: Embedding) -> Tensor:
+    """(R,) total variance of what the objective takes the rows for (see `PCME.distribution`)."""
+    distribution = getattr(getattr(module, "objective", None), "distribution", None)
+    return total_variance(embedding if distribution is None else distribution(embedding))
 
 
 def _cosine(queries: Embedding, candidates: Embedding) -> Tensor:

@@ -72,6 +72,7 @@ def uncertainty_report(
     metrics: tuple[str, ...] = ("recall@1", "map@r"),
     bins: int = 10,
     *,
+    uncertainty: Tensor | None = None,
     name: str = "task",
 ) -> UncertaintyReport:
     """Metrics of the queries in bins of their uncertainty, and whether ambiguous queries are the uncertain ones.
@@ -83,10 +84,11 @@ def uncertainty_report(
         relevant: per query the indexes of its relevant candidates, at least one.
         metrics: names of `zoo.metrics.retrieval`.
         bins: how many.
+        uncertainty: (Q,) of the queries; None = their total variance.
         name: what error messages call the data.
     """
     found = measure(similarity_ranks(similarity, queries, candidates, relevant, name=name), metrics)
-    uncertainty = total_variance(queries).detach().cpu()
+    uncertainty = (total_variance(queries) if uncertainty is None else uncertainty).detach().cpu()
     counts = torch.tensor([len(set(entry)) for entry in relevant])
     return UncertaintyReport(
         values={metric: by_uncertainty(uncertainty, values, bins) for metric, values in found.items()},

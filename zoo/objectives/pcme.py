@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -22,8 +23,6 @@ from zoo.objectives.sampled import Samples, sample_uniformity
 from zoo.similarity.match_probability import MatchProbability, drawn, sample_logits
 from zoo.similarity.similarity import gaussian
 from zoo.types import Embedding, Encoded
-
-LARGEST_LOG_STD = 30.0  # the square of a sample still is a number in fp32
 
 
 class PCME(nn.Module, Objective):
@@ -48,7 +47,8 @@ class PCME(nn.Module, Objective):
         form: "official" computes what the official code does: a sigmoid of twice its argument; sums over samples, so that
             the loss is B times larger but for the uniformity; and log_var is taken for the logarithm of a standard
             deviation where samples are drawn, but for that of a variance in the KL, which is taken at the mean of the
-            samples. "exact" computes the formula. In both, 1e-6 is added to squared distances.
+            samples. "exact" computes the formula. In both, 1e-6 is added to squared distances. Scores, probabilities and
+            uncertainties are those of the distributions that samples are drawn from, in either form (`distribution`).
         seed: of the noise, of which every rank draws the same.
         views: names of the two sides.
 
@@ -109,15 +109,24 @@ class PCME(nn.Module, Objective):
         }
 
     def pair_scores(self, pictures: Embedding, texts: Embedding) -> Tensor:
-        """(r, C) logarithms of match probabilities, from `samples` samples of either side."""
+        """(r, C) logarithms of match probabilities, from `samples` samples of either side: of the distributions, and by the
+        sigmoid, that are trained.
+        """
         factor = 2 if self.official else 1
         scale, bias = (factor * float(part.detach()) for part in (self.scale, self.bias))
-        scores: Tensor = MatchProbability(scale, bias, self.samples, self.draws.seed)(pictures, texts)
+        sides = self.distribution(pictures), self.distribution(texts)
+        scores: Tensor = MatchProbability(scale, bias, self.samples, self.draws.seed)(*sides)
         return scores
 
     def match_log_probability(self, pictures: Embedding, texts: Embedding) -> Tensor:
         """(r, C), the scores themselves."""
         return self.pair_scores(pictures, texts)
+
+    def distribution(self, embedding: Embedding) -> Embedding:
+        """The embedding whose log_var is the log variance of what is sampled: "official" takes it for log sigma."""
+        if not self.official or embedding.log_var is None:
+            return embedding
+        return replace(embedding, log_var=2 * embedding.log_var)
 
     def _sampled(self, local: Encoded, everyone: Encoded, name: str, stream: int) -> Samples:
         mean, log_std = self._distribution(everyone, name)
@@ -129,8 +138,8 @@ class PCME(nn.Module, Objective):
         return Samples(drawn(*self._distribution(local, name), noise[places]), samples, places)
 
     def _distribution(self, encoded: Encoded, name: str) -> tuple[Tensor, Tensor]:
-        mean, log_var = gaussian(view(encoded, name))
-        return mean, (log_var if self.official else log_var / 2).clamp(max=LARGEST_LOG_STD)
+        mean, log_var = gaussian(self.distribution(view(encoded, name)))
+        return mean, log_var / 2
 
     def _match(self, local: Encoded, everyone: Encoded, left: Tensor, right: Tensor) -> Tensor:
         match = Match(local, everyone, self.query, self.target)
