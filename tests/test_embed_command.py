@@ -136,6 +136,36 @@ def test_pictures_of_a_table_may_lie_elsewhere(model: str, tmp_path: Path) -> No
         embed(model, path, "--out", tmp_path / "b.parquet")
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_wrong_folder_of_images_stops_at_once(model: str, tmp_path: Path, kind: str) -> None:
+    names = [f"{i}.png" for i in range(60)]
+    rows = jsonl(tmp_path / "rows.jsonl", [{"image": name} for name in names])
+    if kind == "parquet":
+        rows = tmp_path / "rows.parquet"
+        pq.write_table(pa.table({"image": names}), rows)
+    (tmp_path / "elsewhere").mkdir()
+    wanted = (
+        rf"the images of .*rows\.{kind} are not in .*elsewhere, for example .*0\.png is not there; .* with --images"
+    )
+    with pytest.raises(ZooError, match=wanted):
+        embed(model, rows, "--out", tmp_path / "o.parquet", "--images", tmp_path / "elsewhere")
+    assert not list(tmp_path.glob("o.parquet*"))
+
+
+def test_a_path_beside_bytes_need_not_be_there(model: str, tmp_path: Path) -> None:
+    """As published data sets have it: the path says where the image once lay."""
+    content = (photos(tmp_path / "photos") / "1.png").read_bytes()
+    rows = pa.array([{"bytes": content, "path": f"/once/{i}.png"} for i in range(3)])
+    pq.write_table(pa.table({"image": rows}), tmp_path / "rows.parquet")
+    assert embed(model, tmp_path / "rows.parquet", "--out", tmp_path / "o.parquet") == 0
+
+
+def test_one_missing_image_among_texts_is_one_bad_row(model: str, tmp_path: Path) -> None:
+    rows = jsonl(tmp_path / "rows.jsonl", [{"image": "gone.png"}, *[{"text": "a red cat"}] * 3])
+    assert embed(model, rows, "--out", tmp_path / "o.parquet") == 3
+    assert len(read_vectors(tmp_path / "o.parquet").ids) == 3
+
+
 def test_columns_are_chosen(model: str, tmp_path: Path) -> None:
     path = jsonl(tmp_path / "rows.jsonl", [{"text": "red", "caption": "dog", "id": 7}])
     embed(model, path, "--out", tmp_path / "a.parquet")

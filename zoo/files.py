@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from zoo.errors import SampleError, ZooError
@@ -16,6 +17,7 @@ from zoo.errors import SampleError, ZooError
 PARTIAL = re.compile(r"\.(.+)\.\d+\.\d+\.partial")
 """Names of files that are not whole yet: of the file, process and thread (`replacing`)."""
 
+TRIED_IMAGES = 50  # images of a table that are looked for before it is read
 PACKAGED = Path(__file__).parent / "data" / "packaged"
 
 
@@ -88,6 +90,27 @@ def state_of(files: Iterable[Path], root: Path | None = None) -> str:
         name = file.name if root is None else os.path.relpath(file, root)
         digest.update(f"{name}\t{file_state(file)}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest() if digest else ""
+
+
+def check_images(files: Iterable[Path], rows: int, owner: object, folder: Path, option: str) -> None:
+    """Refuse a wrong folder of images at once.
+
+    Args:
+        files: what the rows name, in order.
+        rows: how many rows there are. Where few of them name an image, these may be what is wrong.
+        owner: what names them, for the message.
+        folder: where they should be.
+        option: how to name another folder.
+
+    Raises:
+        ZooError: of the first images named none is there.
+    """
+    named = list(islice(files, TRIED_IMAGES))
+    if len(named) >= min(rows, TRIED_IMAGES) and named and not any(file.is_file() for file in named):
+        raise ZooError(
+            f"the images of {owner} are not in {folder}, for example {named[0]} is not there; "
+            f"name their folder with {option}"
+        )
 
 
 def cache_folder() -> Path:

@@ -247,7 +247,7 @@ def test_what_is_not_there_is_said(tmp_path: Path, images: str) -> None:
         MmebTrain(str(tmp_path / "gone"), images)
     file = write(tmp_path / "x.jsonl", TRAIN)
     with pytest.raises(
-        ZooError, match=r"pictures of .*x\.jsonl are not in .*elsewhere, for example .*a\.png.*set `images`"
+        ZooError, match=r"images of .*x\.jsonl are not in .*elsewhere, for example .*a\.png.*with `images`"
     ):
         MmebTrain(str(file), str(tmp_path / "elsewhere"))
     with pytest.raises(SampleError, match=r"row 0: 'qry' is a int, not a str"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from zoo.data.pairs import image_name, read_picture
 from zoo.data.patterns import expand
 from zoo.data.text_files import JsonLines, check_unicode
 from zoo.errors import SampleError, UnknownNameError, ZooError
-from zoo.files import file_state, state_of
+from zoo.files import TRIED_IMAGES, check_images, file_state, state_of
 from zoo.types import ImageSource, Item
 from zoo.weights import sha256
 
@@ -144,6 +145,9 @@ class _Table:
         self.columns = [name for name in (self.text, self.image) if name]
         digests = [sha256(part.file) for part in parts]
         self.fingerprint = digests[0] if len(parts) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        if self.image:
+            for part in parts:
+                check_images(_first_named(part, self.image), len(part), part.file, part.images, "--images")
         self.named_files = self._named_files(self.image) if self.image else ""
 
     def __len__(self) -> int:
@@ -305,6 +309,14 @@ def _named(value: Any, folder: Path) -> list[Path]:
         return [image for image in _images(value, folder) if isinstance(image, Path)]
     except ZooError:  # said when the row is embedded
         return []
+
+
+def _first_named(part: _Part, column: str) -> list[Path]:
+    """The files that the first rows name; bytes that stand beside a path are the image."""
+    records = islice(part.records(0, [column]), TRIED_IMAGES)
+    return [
+        file for record in records if not isinstance(record, str) for file in _named(record.get(column), part.images)
+    ]
 
 
 def _content(cell: Any) -> Any:

@@ -19,7 +19,7 @@ from typing import Literal
 from zoo.data.source import Source, TaskSource
 from zoo.data.sources.record_files import SUFFIXES, Records
 from zoo.errors import SampleError, UnknownNameError, ZooError
-from zoo.files import below
+from zoo.files import below, check_images
 from zoo.types import Item, RetrievalTask, Sample
 
 _IMAGE = "<|image_1|>"
@@ -277,15 +277,10 @@ def _targets(records: Records, row: int) -> list[tuple[str, str]]:
 
 
 def _check_pictures(records: Records, columns: tuple[str, ...], images: Path) -> None:
-    """Refuse a wrong folder at once: of the first pictures named, one at least must be there."""
     paths = (
         below(images, name, f"{records.where(row)} ({column})")
-        for row in range(min(len(records), 50))
+        for row in range(len(records))
         for column in columns
         if (name := records.value(column, row))
     )
-    first = next(paths, None)
-    if first is not None and not first.is_file() and not any(path.is_file() for path in paths):
-        raise ZooError(
-            f"the pictures of {records.path} are not in {images}, for example {first} is not there; set `images`"
-        )
+    check_images(paths, 1, records.path, images, "`images`")
