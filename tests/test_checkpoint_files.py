@@ -240,6 +240,14 @@ def test_a_hostile_checkpoint_is_one_line(
     assert not Path("canary").exists() and not (tmp_path / "run" / "bundle").exists()
 
 
+def test_fitting_does_not_go_on_from_weights_alone(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    assert run("fit", "--config", "mine.yaml", "--ckpt_path", "best") == cli.EXIT_BAD_INPUT
+    assert "best.ckpt holds weights only" in told(capsys)
+
+
 def test_a_folder_is_no_checkpoint(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,10 +141,14 @@ def _names_bundle_files(value: Any) -> bool:
 
 
 def _outdated(new: Mapping[str, Any], known: Mapping[str, Any], stated: set[str]) -> dict[str, Any]:
-    """What a layer takes from earlier ones: shares of sources that it replaces, and a refit's limit where it has tasks."""
+    """What a layer takes from earlier ones: shares of sources that it replaces, and a refit's limit where it has tasks; and
+    `val/primary` decides which step is the best where its tasks do not measure what an earlier one wanted for that.
+    """
     gone: dict[str, Any] = {}
     if "data.train" in new and known.get("data.weights") is not None and "data.weights" not in stated:
         gone |= _nested("data.init_args.weights", None)
+    if new.get("data.val") and known.get("best.monitor") and not {"best.monitor", "best.fallback"} & stated:
+        gone["best"] = {"fallback": "val/primary"}
     unmeasured = known.get("trainer.limit_val_batches") == 0
     if new.get("data.val") and unmeasured and "trainer.limit_val_batches" not in stated:
         trainer: dict[str, Any] = {"limit_val_batches": None}

@@ -20,7 +20,13 @@ class CheckpointFiles(TorchCheckpointIO):
 
     Lightning itself writes into the system's temporary folder and moves the file. Where that folder is another file system,
     moving copies over the live checkpoint, and a kill at that moment loses both.
+
+    Args:
+        fitting: refuse to read what holds weights only.
     """
+
+    def __init__(self, fitting: bool = False) -> None:
+        self.fitting = fitting
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write beside `path` and rename. ZooError: no space left, or not writable; the earlier file stays."""
@@ -44,7 +50,13 @@ class CheckpointFiles(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location, weights_only=True)
         if not Path(path).is_file():
             raise WeightsError(f"{path} is no checkpoint: there is no such file")
-        return checked(read_torch(Path(path)), path)
+        content = checked(read_torch(Path(path)), path)
+        if self.fitting and not {"optimizer_states", "lr_schedulers", "callbacks", "loops"} <= content.keys():
+            raise WeightsError(
+                f"{path} holds weights only, and no run can go on from that: give a last.ckpt, or begin a new run from "
+                f"these weights (--start path:{path})"
+            )
+        return content
 
 
 def checked(content: Any, path: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from zoo.callbacks.checkpoint_files import CheckpointFiles
-from zoo.errors import NonFiniteError, WeightsError
+from zoo.errors import NonFiniteError, RecipeError
 
 _DUE = "validation_due"  # in a checkpoint: whether the run was stopped before the validation of its step was finished
 _STEP_STRIDE = 1_000_003  # a prime: (seed, step, rank) -> seed of that step, without collisions in practice
@@ -47,23 +49,17 @@ class ResumableCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have all checkpoints of this Trainer written and read safely, unless it was given another way to do so."""
         super().setup(trainer, pl_module, stage)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = CheckpointFiles()
+        if type(trainer.strategy.checkpoint_io) in (TorchCheckpointIO, CheckpointFiles):
+            trainer.strategy.checkpoint_io = CheckpointFiles(fitting=stage == "fit")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note whether a validation of this very batch is still to come."""
         checkpoint[_DUE] = _validates(trainer) and self._validated != trainer.fit_loop.total_batch_idx
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """WeightsError if fitting can't go on from it."""
+        """Take over what it says of its step."""
         if trainer.state.fn != "fit":
             return
-        if not {"optimizer_states", "lr_schedulers"} <= checkpoint.keys():
-            path = trainer.ckpt_path
-            raise WeightsError(
-                f"{path} holds weights only, and no run can go on from that: give a last.ckpt, or start a new run from "
-                f"these weights (--start path:{path})"
-            )
         self._last_global_step_saved = int(checkpoint["global_step"])
         if checkpoint.get(_DUE) and trainer.enable_validation:
             # where all steps are done Lightning would not even begin; `on_train_start` sets the end back
@@ -152,9 +148,19 @@ def _validate(trainer: Trainer) -> None:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`, the weights with the highest `monitor` at any validation."""
+    """Keeps `best.ckpt`, the weights with the highest `monitor` at any validation.
 
-    def __init__(self, dirpath: str | Path = "checkpoints", monitor: str = "val/primary") -> None:
+    Args:
+        dirpath: the folder.
+        monitor: a value that every validation measures.
+        fallback: what counts where `monitor` is not among what is measured, as where the tasks of a recipe were replaced;
+            "" = nothing does.
+
+    Raises:
+        RecipeError: the first validation measures neither; says what it measured.
+    """
+
+    def __init__(self, dirpath: str | Path = "checkpoints", monitor: str = "val/primary", fallback: str = "") -> None:
         super().__init__(
             dirpath=dirpath,
             filename="best",
@@ -164,12 +170,28 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,  # or Lightning would wait for the end of the epoch, and not save here
             enable_version_counter=False,
         )
-        self.wanted = monitor
+        self.wanted, self.fallback = monitor, fallback
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if this validation was the best so far and measured `monitor` at all."""
-        if self.wanted in trainer.callback_metrics:
-            super().on_validation_end(trainer, pl_module)
+        """Save if this validation was the best so far."""
+        if trainer.fast_dev_run or trainer.state.fn != "fit" or trainer.sanity_checking:  # type: ignore[attr-defined]
+            return
+        if self.counted(trainer.callback_metrics) is None:
+            measured = sorted(name for name in trainer.callback_metrics if not name.startswith("train/"))
+            raise RecipeError(
+                f"best.monitor is '{self.wanted}', which the validation at step {trainer.global_step} did not measure; "
+                f"there are {', '.join(measured) or 'no values'} (--best.monitor NAME)"
+            )
+        super().on_validation_end(trainer, pl_module)
+
+    def counted(self, measured: Collection[str]) -> str | None:
+        """The one of `measured` that decides which step is the best."""
+        return next((name for name in (self.wanted, self.fallback) if name in measured), None)
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        found = super()._monitor_candidates(trainer)
+        name = self.counted(found)
+        return found if name is None else found | {self.wanted: found[name]}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: only validations decide (without them there is no best)."""

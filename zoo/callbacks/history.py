@@ -31,6 +31,7 @@ class History(Callback):
         self.curves: dict[str, Curve] = {}
         self.samples = 0
         self._batches = 0
+        self._thinned = 1  # so many times fewer points than `every_n_steps` asked for
         # (sum, count); sums are tensors on the device, because reading them every step would make a GPU wait
         self._sums: dict[str, tuple[Any, int]] = {}
         self._seconds = 0.0
@@ -110,6 +111,7 @@ class History(Callback):
 
     def _thin(self) -> None:
         self.every_n_steps *= 2
+        self._thinned *= 2
         for name, curve in self.curves.items():
             if not name.startswith("train/"):
                 continue
@@ -126,6 +128,7 @@ class History(Callback):
             "seconds": self.seconds,
             "samples": self.samples,
             "every_n_steps": self.every_n_steps,
+            "thinned": self._thinned,
             "batches": self._batches,
             "sums": {name: [float(total), count] for name, (total, count) in self._sums.items()},
         }
@@ -134,6 +137,10 @@ class History(Callback):
         """From the checkpoint."""
         self.curves = {name: [(int(s), float(v)) for s, v in curve] for name, curve in state_dict["curves"].items()}
         self._seconds, self.samples = float(state_dict["seconds"]), int(state_dict["samples"])
-        self.every_n_steps = int(state_dict.get("every_n_steps", self.every_n_steps))
+        if "thinned" in state_dict:
+            self._thinned = int(state_dict["thinned"])
+            self.every_n_steps *= self._thinned
+        else:  # of an earlier version
+            self.every_n_steps = int(state_dict.get("every_n_steps", self.every_n_steps))
         self._batches = int(state_dict.get("batches", 0))
         self._sums = {name: (total, int(count)) for name, (total, count) in state_dict.get("sums", {}).items()}

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import zoo
 from zoo.callbacks import report_page as page
+from zoo.callbacks.checkpointing import BestCheckpoint
 from zoo.callbacks.evaluation import Result, RetrievalEvaluation
 from zoo.callbacks.history import History
 from zoo.callbacks.measures import Measured
@@ -126,10 +127,21 @@ def _facts(trainer: Trainer, module: LightningModule, history: History | None) -
     }
     if history is not None:
         facts["steps"] = f"{trainer.global_step:,}, precision {trainer.precision}"
-        best = max(history.curves.get("val/primary", []), key=lambda point: point[1], default=None)
-        if best is not None:
-            facts["best validation"] = f"{100 * best[1]:.1f} % (val/primary) at step {best[0]:,}"
+        if best := _best(trainer, history):
+            facts["best validation"] = best
     return facts
+
+
+def _best(trainer: Trainer, history: History) -> str:
+    """The step whose weights are kept as the best, by the value that decides so."""
+    keeper = _first(trainer, BestCheckpoint)
+    name = "val/primary" if keeper is None else keeper.counted(history.curves)
+    curve = history.curves.get(name or "", [])
+    if not curve:
+        return ""
+    step, value = max(curve, key=lambda point: point[1])
+    shown = f"{100 * value:.1f} %" if 0 <= value <= 1 else f"{value:.4g}"
+    return f"{shown} ({name}) at step {step:,}"
 
 
 def _machine(trainer: Trainer, module: LightningModule) -> str:

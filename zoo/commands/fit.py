@@ -26,11 +26,11 @@ from zoo.callbacks.predictions import Predictions
 from zoo.callbacks.progress import FitProgress
 from zoo.callbacks.report import Report
 from zoo.callbacks.results_file import ResultsFile
+from zoo.callbacks.run_record import RunRecord
 from zoo.card import card_of_run, example_of_use
 from zoo.command_line import CommandLine, read_command_line
 from zoo.data.datamodule import EmbeddingData
 from zoo.errors import WeightsError, ZooError
-from zoo.files import replacing
 from zoo.module import EmbeddingModule
 from zoo.nn.start import reads_its_own, recipe_without_pretrained, start_from, without_pretrained
 from zoo.parsing import explain
@@ -133,7 +133,7 @@ class ZooCLI(LightningCLI):
             raise WeightsError(told if path in told else f"{path} can't be restored: {told[:400]}") from error
 
     def before_fit(self) -> None:
-        """Try what could fail later, write down what is trained, and take the weights of `start`, its adapters merged.
+        """Try what could fail later, have written down what is trained, and take the weights of `start`, adapters merged.
 
         A checkpoint holds those already.
         """
@@ -144,9 +144,8 @@ class ZooCLI(LightningCLI):
             from zoo.loading import load
 
             start_from(self.model, load(settings.start, device="cpu").module, settings.start, settings.start_fresh)
-        if self.trainer.is_global_zero:
-            with replacing(Path(settings.run_dir) / "recipe.yaml") as partial:
-                partial.write_text(yaml.safe_dump(self._merged(), sort_keys=False, allow_unicode=True), "utf-8")
+        # first, so that the folder is this run's before others write
+        self.trainer.callbacks.insert(0, RunRecord(settings.run_dir, self._merged()))  # type: ignore[attr-defined]
         if settings.start:
             without_pretrained(self.model, settings.start_fresh)
 
@@ -189,8 +188,8 @@ class ZooCLI(LightningCLI):
             kept = reads_its_own(self.model, merged["start_fresh"])
             merged["model"] = recipe_without_pretrained(merged["model"], kept)
         merged["card"] = card_of_run(merged, self.line.stale)
-        keys = ("card", *(key for key in ("start", "start_fresh") if merged[key]), "model", "data", "trainer", "best")
-        return {key: merged[key] for key in keys}
+        start = (key for key in ("start", "start_fresh") if merged[key])
+        return {key: merged[key] for key in ("card", *start, "seed_everything", "model", "data", "trainer", "best")}
 
     def after_fit(self) -> None:
         """Write the bundle of the best (or, without validation, the last) weights, and measure them on the test tasks."""
