@@ -208,3 +208,18 @@ def test_best_weights_are_kept_however_often_a_run_validates(recipe: Path) -> No
     """Lightning's own default, a validation after every epoch."""
     assert fit(recipe, "--trainer.max_steps", 4) == 0
     assert torch.load(BEST, weights_only=True)["global_step"] == 2  # all later ones are as good
+
+
+def test_other_tasks_than_the_recipes_count_by_their_mean(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe's own monitor can't exist; the layer that replaced its tasks did not have to know of it."""
+    raw = yaml.safe_load(recipe.read_text("utf-8"))
+    mine = {"data": {"init_args": {"val": raw["data"]["init_args"]["val"]}}}
+    raw["data"]["init_args"]["val"] = []
+    raw["best"] = {"monitor": "val/text_to_image[en]/recall@10"}
+    recipe.write_text(yaml.safe_dump(raw), "utf-8")
+    assert fit(recipe, *later(recipe, mine)) == 0
+    assert torch.load(BEST, weights_only=True)["global_step"] == 2
+    assert recorded(RUN / "bundle")["best"]["fallback"] == "val/primary"
+    assert fit(recipe, *later(recipe, mine), "--best.monitor", "val/typo") == cli.EXIT_BAD_INPUT
+    assert "best.monitor is 'val/typo'" in error(capsys)
+    assert fit(recipe, *later(recipe, mine | {"best": {"monitor": "val/typo"}})) == cli.EXIT_BAD_INPUT

@@ -25,6 +25,7 @@ from zoo.recipe import read_mapping
 
 _CONFIG = ("--config", "-c")
 _NULLS = ("null", "Null", "NULL", "~")
+_MEAN = "val/primary"  # measured whatever the tasks are
 _UNSTATED = Path("run.yaml")
 
 
@@ -81,7 +82,7 @@ def read_command_line(subcommand: str, argv: Sequence[str]) -> CommandLine:
         gone = _outdated(layer.values, known, set(layer.values) | (stated if layer.file is None else set()))
         if gone:
             arguments += _config(gone)
-        known |= layer.values
+        known |= layer.values | dict(_flat(gone))
     if start and _place(start) != start:
         arguments += ["--start", _place(start)]
     return CommandLine(arguments, files[0] if files else _UNSTATED, name or _UNSTATED.stem, frozenset(stale))
@@ -142,13 +143,16 @@ def _names_bundle_files(value: Any) -> bool:
 
 def _outdated(new: Mapping[str, Any], known: Mapping[str, Any], stated: set[str]) -> dict[str, Any]:
     """What a layer takes from earlier ones: shares of sources that it replaces, and a refit's limit where it has tasks; and
-    `val/primary` decides which step is the best where its tasks do not measure what an earlier one wanted for that.
+    what all tasks measure decides which step is the best, where its own do not measure what an earlier one wanted.
     """
     gone: dict[str, Any] = {}
     if "data.train" in new and known.get("data.weights") is not None and "data.weights" not in stated:
         gone |= _nested("data.init_args.weights", None)
-    if new.get("data.val") and known.get("best.monitor") and not {"best.monitor", "best.fallback"} & stated:
-        gone["best"] = {"fallback": "val/primary"}
+    own = known.get("best.monitor", _MEAN) != _MEAN and not {"best.monitor", "best.fallback"} & stated
+    if new.get("data.val") and own:
+        gone["best"] = {"fallback": _MEAN}
+    elif "best.monitor" in new and known.get("best.fallback") and "best.fallback" not in stated:
+        gone["best"] = {"fallback": ""}
     unmeasured = known.get("trainer.limit_val_batches") == 0
     if new.get("data.val") and unmeasured and "trainer.limit_val_batches" not in stated:
         trainer: dict[str, Any] = {"limit_val_batches": None}
