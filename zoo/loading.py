@@ -51,9 +51,10 @@ def load(
 
     Raises:
         UnknownNameError: no such recipe; says which ones are near. WeightsError: the weights can't be had (says the
-            ways out), are not what the card says, or do not fit. RecipeError: the recipe can't be built.
+            ways out), are not what the card says, or do not fit. RecipeError: the recipe can't be built. ZooError: no such
+            dtype or device.
     """
-    precision = _precision(dtype)
+    precision, place = _precision(dtype), _device(device)
     with _default_dtype(precision):
         if name.startswith("path:"):
             embedder = _from_place(Path(name.removeprefix("path:")).expanduser(), weights)
@@ -62,7 +63,7 @@ def load(
             embedder = _from_recipe(recipe, tag, weights)
     for parameter in embedder.module.parameters():  # not buffers: rotary frequencies lose too much in half precision
         parameter.data = parameter.data.to(precision)
-    embedder.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    embedder.module.to(place)
     return embedder
 
 
@@ -395,6 +396,19 @@ def _precision(dtype: str | torch.dtype | None) -> torch.dtype:
         raise ZooError(f"unknown dtype '{name}'; there are {', '.join(_DTYPES)}")
     found: torch.dtype = getattr(torch, name)
     return found
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """Where the model is to be. ZooError if there is no such device here."""
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's builds differ in what they raise
+        told = " ".join(str(error).split()).partition(". ")[0]
+        raise ZooError(
+            f"the device '{device}' can't be used here ({told}); `zoo doctor` lists what there is"
+        ) from error
+    return place
 
 
 @contextmanager

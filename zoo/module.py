@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
-from math import isclose
 from typing import Any, Self
 
 import torch
@@ -297,16 +298,20 @@ class EmbeddingModule(LightningModule):
             raise RecipeError(
                 f"`rates` names {idle}, which no trained parameter matches that an earlier pattern does not"
             )
-        optimizer = self.optimizer(
-            [{"params": found} | ({} if decays else {"weight_decay": 0.0}) for (_, decays), found in groups.items()]
-        )
+        with _settings_of("optimizer"):
+            optimizer = self.optimizer(
+                [{"params": found} | ({} if decays else {"weight_decay": 0.0}) for (_, decays), found in groups.items()]
+            )
+        if bad := [group["lr"] for group in optimizer.param_groups if not math.isfinite(group["lr"])]:
+            raise RecipeError(f"model.optimizer: the learning rate is {bad[0]}; set a number, such as lr: 1.0e-3")
         for group, (pattern, _) in zip(optimizer.param_groups, groups, strict=True):
             if pattern in self.rates:
                 group["lr"] = group["lr"] * self.rates[pattern]
         if self.scheduler is None:
             return optimizer
         rates = [float(group["lr"]) for group in optimizer.param_groups]
-        scheduler = self.scheduler(optimizer)
+        with _settings_of("scheduler"):
+            scheduler = self.scheduler(optimizer)
         if self.rates:
             _check_ratios(rates, optimizer, scheduler)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -381,7 +386,7 @@ def _parameters(objective: Objective | None) -> dict[str, nn.Parameter]:
 def _check_ratios(rates: Sequence[float], optimizer: torch.optim.Optimizer, scheduler: object) -> None:
     """Raise RecipeError if a scheduler set the rates of the groups itself, in other ratios than `rates` had put them."""
     now = [float(group["lr"]) for group in optimizer.param_groups]
-    if not all(isclose(rates[0] * lr, now[0] * rate, rel_tol=1e-6) for rate, lr in zip(rates, now, strict=True)):
+    if not all(math.isclose(rates[0] * lr, now[0] * rate, rel_tol=1e-6) for rate, lr in zip(rates, now, strict=True)):
         raise RecipeError(
             f"`rates` has no effect under {type(scheduler).__name__}, which sets the rate of every parameter itself: take a "
             "scheduler that multiplies the optimizer's rate, such as WarmupCosine, or leave `rates` out"
@@ -406,6 +411,15 @@ def _checkpointed(module: EmbeddingModule, chunk: Inputs) -> Embedding:
         return tuple(getattr(e, name) for name in _PARTS)
 
     return Embedding(*checkpoint(run, use_reentrant=False))  # type: ignore[arg-type]  # a vector there always is
+
+
+@contextmanager
+def _settings_of(part: str) -> Iterator[None]:
+    """What torch says of settings that a recipe gives, as a RecipeError that names the part."""
+    try:
+        yield
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise RecipeError(f"model.{part}: {error}") from error
 
 
 def _matching(pattern: str, names: Iterable[str], option: str) -> list[str]:

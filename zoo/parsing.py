@@ -26,8 +26,10 @@ def _as_it_stands(text: str) -> str:
 
 set_loader(AS_TEXT, _as_it_stands)
 
+_FACTORY = re.compile(r'Type .* expects a function or a callable class: Parser key "(?P<key>[^"]+)"')
 _NOISE = re.compile(
-    r"Does not validate against any|Subtypes: |Errors:|Given value|Expected a <class 'NoneType'>|Traceback|$"
+    r"Expected a path but |Does not validate against any|Subtypes: |Errors:|Given value|"
+    r"Expected a <class 'NoneType'>|Traceback|$"
 )
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
@@ -50,7 +52,7 @@ def explain(error: Exception, recipe: str, options: Iterable[str] = ()) -> Recip
     known = {match["path"].rpartition(".")[2] for match in _CLASS.finditer(str(error))}
     for line in str(error).splitlines():
         text = line.strip().removeprefix("- ")
-        if match := _KEY.match(text):
+        if match := _KEY.match(text) or _FACTORY.match(text):
             keys.append(match["key"])
         elif match := _CLASS.match(text):
             owner = match["path"]
@@ -74,6 +76,8 @@ def explain_built(error: Exception, recipe: str) -> ZooError:
     if isinstance(cause, ZooError):
         return cause
     told = (str(cause).splitlines() or [""])[0]
+    if told and _NOISE.match(told):  # of a parser within: its cause is deeper down in the text
+        return explain(Exception(str(cause)), recipe)
     kind = "" if told and isinstance(cause, ValueError | RuntimeError | AssertionError) else f"{type(cause).__name__}: "
     return RecipeError(f"recipe '{recipe}': {_constructed(cause)} can't be built: {kind}{told}")
 

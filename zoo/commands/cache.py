@@ -88,7 +88,7 @@ def _built(raw: dict[str, Any], name: str) -> tuple[Any, Any, Any]:
     from zoo.callbacks.latent_caching import LatentCaching
     from zoo.data.datamodule import EmbeddingData
     from zoo.module import EmbeddingModule
-    from zoo.parsing import explain
+    from zoo.parsing import explain, explain_built
     from zoo.registry import import_parts
 
     if not raw.get("data"):
@@ -106,7 +106,10 @@ def _built(raw: dict[str, Any], name: str) -> tuple[Any, Any, Any]:
         raise explain(error, name) from error
     # as in a fit: encoders with random weights are then the same ones
     seed_everything(settings.seed_everything, verbose=False)
-    built = parser.instantiate(settings)
+    try:
+        built = parser.instantiate(settings)
+    except Exception as error:  # constructors of libraries raise what they like
+        raise explain_built(error, name) from error
     return built.model, built.data, built.cache
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -30,10 +31,10 @@ from zoo.callbacks.run_record import RunRecord
 from zoo.card import card_of_run, example_of_use
 from zoo.command_line import CommandLine, read_command_line
 from zoo.data.datamodule import EmbeddingData
-from zoo.errors import WeightsError, ZooError
+from zoo.errors import RecipeError, WeightsError, ZooError
 from zoo.module import EmbeddingModule
 from zoo.nn.start import reads_its_own, recipe_without_pretrained, start_from, without_pretrained
-from zoo.parsing import explain
+from zoo.parsing import explain, explain_built
 from zoo.recipe import Card, read_recipe
 from zoo.registry import import_parts
 
@@ -105,16 +106,21 @@ class ZooCLI(LightningCLI):
         """What a part says of its settings, without the parser's list of all that it tried."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, ZooError):
-                cause = cause.__cause__
-            raise (cause or error) from error
+        except Exception as error:  # of any library; ZOO_TRACEBACK=1 shows where it came from
+            raise explain_built(error, self.line.name) from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         """With one progress bar for the whole fit, unless bars are switched off."""
         bar = config.get("enable_progress_bar")
-        return super()._instantiate_trainer(config, callbacks if bar is False else [*callbacks, FitProgress()])
+        try:
+            return super()._instantiate_trainer(config, callbacks if bar is False else [*callbacks, FitProgress()])
+        except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
+            asked = {name: config.get(name) for name in ("accelerator", "devices", "strategy", "precision", "plugins")}
+            given = ", ".join(f"{name} {value}" for name, value in asked.items() if value not in (None, "auto"))
+            raise RecipeError(
+                f"recipe '{self.line.name}': the trainer can't be built ({given or 'all settings are automatic'}): "
+                f"{' '.join(str(error).split())} (`--trainer.accelerator auto` takes what this machine has)"
+            ) from error
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
