@@ -143,6 +143,24 @@ def test_an_image_that_says_nothing_is_none(model: str, tmp_path: Path) -> None:
     assert len(read_vectors(tmp_path / "o.parquet").ids) == len(empty)
 
 
+def test_what_steers_a_terminal_is_escaped(model: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """Names of files and captions may hold anything."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    picture(tmp_path / "f" / "a\033]0;b\007.png")
+    assert cli.main(["search", model, "red", "--in", str(tmp_path / "f"), "--device", "cpu"]) == 0
+    (tmp_path / "f" / "a\033]0;b\007.png").write_bytes(b"no image")
+    assert cli.main(["search", model, "red", "--in", str(tmp_path / "f"), "--device", "cpu"]) == 2
+    said = capsys.readouterr()
+    assert "a\\x1b]0;b\\x07.png" in said.out and "a\\x1b]0;b\\x07.png" in said.err
+    assert not {"\033", "\007"} & set(said.out + said.err)
+
+
+def test_a_folder_of_tables_is_told_apart(model: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "r.parquet")
+    with pytest.raises(ZooError, match=r"no images in .*; for its tables, give '.*/\*\.parquet'"):
+        open_rows(tmp_path)
+
+
 def test_a_damaged_row_group_is_so_many_bad_rows(model: str, tmp_path: Path) -> None:
     path = tmp_path / "r.parquet"
     pq.write_table(pa.table({"text": [f"red {n}" for n in range(9)]}), path, row_group_size=3, compression="none")

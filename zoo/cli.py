@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from typing import NoReturn, TextIO
 
 import zoo
 from zoo.errors import UnknownNameError, ZooError, ZooWarning, suggest
+from zoo.tables import printable
 
 _LOOK = {
     "list": "the entries of the zoo: name, size, weights, licence",
@@ -48,6 +50,9 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. A `ZooError` becomes one line on stderr and exit code 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the encoding can't
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
         try:
@@ -120,7 +125,7 @@ def _print_problem(kind: str, message: str, *, red: bool = False) -> None:
     head = f"{kind}:" if message else kind
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         head = f"\033[{31 if red else 33}m{head}\033[0m"
-    print(f"{head} {message}".rstrip(), file=sys.stderr)
+    print(f"{head} {printable(message)}".rstrip(), file=sys.stderr)
 
 
 def _print_warning(

@@ -1,10 +1,17 @@
-"""Tables as plain text, for commands that must answer at once."""
+"""Tables as plain text, for commands that must answer at once; and texts from anywhere, as a terminal may show them."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 from collections.abc import Sequence
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """A text with its control characters escaped: those of a file name or caption could steer the terminal."""
+    return text.translate(_CONTROLS)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from zoo.errors import ZooError
 from zoo.files import user_path
+from zoo.tables import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +80,7 @@ def _print(order: Sequence[int], uncertainty: npt.NDArray[np.float64], place: Pl
     below = uncertainty.argsort(kind="stable").argsort(kind="stable") / max(1, len(uncertainty) - 1)
     table = Table("rank", "variance", "above % of the items", "id", "text")
     for rank, row in enumerate(order, 1):
-        name, text = place.index.ids[row], place.index.texts[row] or ""
+        name, text = map(printable, (place.index.ids[row], place.index.texts[row] or ""))
         share = f"{100 * below[row]:.1f}"
         shown = (Text(part, overflow="fold") for part in (name, text))
         table.add_row(str(rank), f"{uncertainty[row]:.4g}", share, *shown)

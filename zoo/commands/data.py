@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import UnknownNameError, ZooError
 from zoo.files import user_path
+from zoo.tables import printable
 
 if TYPE_CHECKING:
     from zoo.data.pairs import RecordSource
@@ -154,7 +155,7 @@ def _write_shards(
         )
     if written.left_out:
         print(f"{len(written.left_out):,} records could not be used ({args.out / MANIFEST} names them all):")
-        print("\n".join(f"  {message}" for message in written.left_out[:NAMED]))
+        print("\n".join(f"  {printable(message)}" for message in written.left_out[:NAMED]))
     return EXIT_SOME_BAD if unlisted or written.left_out else 0
 
 

@@ -252,7 +252,8 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning has closed everything, and ends with code 1
             raise KeyboardInterrupt from end
         raise
-    some_bad = any(one.bad for one in done.trainer.callbacks if isinstance(one, Predictions))
+    callbacks = done.trainer.callbacks  # type: ignore[attr-defined]
+    some_bad = any(one.bad for one in callbacks if isinstance(one, Predictions))
     return EXIT_SOME_BAD if some_bad else 0
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from zoo.errors import ZooError
 from zoo.files import user_path
+from zoo.tables import printable
 from zoo.types import Item
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _print(hits: Sequence[Hit], place: Place) -> None:
 
     table = Table("rank", "score", "id", "text")
     for rank, hit in enumerate(hits, 1):
-        name, text = place.index.ids[hit.row], place.index.texts[hit.row] or ""
+        name, text = map(printable, (place.index.ids[hit.row], place.index.texts[hit.row] or ""))
         table.add_row(str(rank), f"{hit.score:.4f}", Text(name, overflow="fold"), Text(text, overflow="fold"))
     Console().print(table)
 

@@ -17,6 +17,7 @@ from zoo.files import TRIED_IMAGES, check_images, file_state, state_of
 from zoo.types import ImageSource, Item
 from zoo.weights import sha256
 
+_KINDS = (".parquet", ".jsonl", ".ndjson")
 _TEXT, _IMAGE, _ID = "text", "image", "id"
 
 
@@ -98,7 +99,9 @@ class _Folder:
         # those of other formats are rows, too, so that they are named and counted with what can't be used
         self.files = list_images(folder, SUFFIXES | OTHER_SUFFIXES)
         if not self.files:
-            raise ZooError(f"there are no images in {folder} or below it")
+            tables = next((file for file in sorted(folder.iterdir()) if file.suffix.lower() in _KINDS), None)
+            hint = f"; for its tables, give '{folder}/*{tables.suffix}'" if tables else ""
+            raise ZooError(f"there are no images in {folder} or below it{hint}")
         digest = hashlib.sha256()
         for file in self.files:
             line = f"{file.relative_to(folder).as_posix()}\t{file_state(file)}\n"
@@ -211,11 +214,10 @@ class _Part(Protocol):
 
 
 def _open(file: Path, images: Path | None) -> _Part:
-    kinds: dict[str, type[_Parquet | _JsonLines]] = {".parquet": _Parquet, ".jsonl": _JsonLines, ".ndjson": _JsonLines}
-    kind = kinds.get(file.suffix.lower())
-    if kind is None:
+    suffix = file.suffix.lower()
+    if suffix not in _KINDS:
         raise ZooError(f"{file} can't be embedded: give a folder of images, .parquet or .jsonl files")
-    return kind(file, images or file.parent)
+    return (_Parquet if suffix == ".parquet" else _JsonLines)(file, images or file.parent)
 
 
 class _Parquet:
