@@ -129,3 +129,10 @@ def test_what_can_not_be_probed() -> None:
     train[3, 0] = torch.inf
     with pytest.raises(NonFiniteError, match="k-NN: the vector of training row 3"):
         knn_votes(train, labels, test, 4)
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_no_neighbour_is_refused(k: int) -> None:
+    train = torch.eye(3)
+    with pytest.raises(SampleError, match=f"at least one neighbour, not k = {k}"):
+        knn_votes(train, torch.arange(3), train, 3, k)

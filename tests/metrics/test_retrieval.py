@@ -223,3 +223,22 @@ def test_many_right_answers_are_the_mean_over_all_orders(levels: int) -> None:
         expected = torch.tensor(values, dtype=torch.float64).mean(0)
         assert found["map@r"][i].item() == pytest.approx(expected[0].item(), abs=1e-9)
         assert found["r_precision"][i].item() == pytest.approx(expected[1].item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("most", [3, 20])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_scores_of_minus_infinity_are_the_worst_and_tie(most: int, pooled: bool) -> None:
+    """Counted by hand: what pads shorter lists is no candidate, also where a score is as low as can be."""
+    dice = random.Random(most)
+    queries, candidates = 12, 30
+    table = [[dice.choice([-math.inf, -math.inf, 0.0, 1.0, 2.0]) for _ in range(candidates)] for _ in range(queries)]
+    relevant = [dice.sample(range(candidates), dice.randint(1, most)) for _ in range(queries)]
+    pools = [sorted({*right, *dice.sample(range(candidates), dice.randint(1, 9))}) for right in relevant]
+    scores = torch.tensor(table)
+    ranks = rank_scores(lambda rows: scores[rows], (queries, candidates), relevant, pools if pooled else None)
+    for i, right in enumerate(relevant):
+        among = [table[i][j] for j in (pools[i] if pooled else range(candidates))]
+        for place, j in enumerate(sorted(right)):
+            own = table[i][j]
+            found = [int(part[i, place]) for part in (ranks.above, ranks.tied, ranks.tied_relevant)]
+            assert found == [sum(s > own for s in among), among.count(own), [table[i][k] for k in right].count(own)]

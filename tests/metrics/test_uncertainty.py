@@ -37,7 +37,7 @@ def test_bins_by_hand() -> None:
     found = by_uncertainty(torch.tensor([0.3, 0.1, 0.2, 0.9, 0.5]), torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]), 2)
     torch.testing.assert_close(found.uncertainty, torch.tensor([0.2, 0.7], dtype=torch.float64))
     torch.testing.assert_close(found.value, torch.tensor([2 / 3, 0.0], dtype=torch.float64))
-    torch.testing.assert_close(found.error, torch.tensor([(2 / 9 / 3) ** 0.5, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(found.error, torch.tensor([1 / 3, 0.0], dtype=torch.float64))
     assert found.count.tolist() == [3, 2]
     assert [found.trend(), found.linear_trend()] == pytest.approx([-1, -1])
 
@@ -61,7 +61,15 @@ def test_bins_that_can_not_be() -> None:
         by_uncertainty(torch.ones(3), torch.ones(2))
     with pytest.raises(NonFiniteError, match="query 1"):
         by_uncertainty(torch.tensor([1.0, math.nan]), torch.ones(2))
-    assert len(by_uncertainty(torch.arange(3.0), torch.ones(3), 10).value) == 3
+    alone = by_uncertainty(torch.arange(3.0), torch.ones(3), 10)
+    assert len(alone.value) == 3 and bool(alone.error.isnan().all())
+
+
+def test_the_standard_error_is_that_of_repeated_samples() -> None:
+    """How far means of five queries scatter: the mean of the squared errors says it without bias."""
+    values = torch.rand(4000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    errors = [float(by_uncertainty(torch.arange(5.0), some, 1).error[0]) for some in values]
+    assert sum(e**2 for e in errors) / 4000 == pytest.approx(float(values.mean(1).var()), rel=0.05)
 
 
 # ---- calibration -----------------------------------------------------------------------------------------------------

@@ -37,8 +37,10 @@ def counted(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """
     if own.shape[1] <= FEW:
         return compared(scores, own, torch.gt), compared(scores, own, torch.eq)
-    ordered = scores.sort(dim=1).values
+    absent = scores.isnan()
+    ordered = scores.masked_fill(absent, -torch.inf).sort(dim=1).values
     upper = torch.searchsorted(ordered, own.contiguous(), right=True)
     lower = torch.searchsorted(ordered, own.contiguous())
     nothing = own.isnan()
-    return (ordered.shape[1] - upper).masked_fill(nothing, 0), (upper - lower).masked_fill(nothing, 0)
+    tied = upper - lower - (own == -torch.inf) * absent.sum(1, keepdim=True)
+    return (ordered.shape[1] - upper).masked_fill(nothing, 0), tied.masked_fill(nothing, 0)

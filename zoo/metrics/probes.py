@@ -49,8 +49,10 @@ def knn_votes(
         block_scores: scores to hold at a time; at least those of one row are.
 
     Raises:
-        NonFiniteError, SampleError: vectors or labels that can't be used.
+        NonFiniteError, SampleError: vectors or labels that can't be used, or no neighbour asked for.
     """
+    if k < 1:
+        raise SampleError(f"k-NN needs at least one neighbour, not k = {k}")
     train, test = checked_vectors(train, "training row", "k-NN"), checked_vectors(test, "row", "k-NN")
     _check_labels(labels, len(train), classes)
     k = min(k, len(train))

@@ -105,7 +105,7 @@ def rank_scores(
     """`rank` by scores that are no dot products of vectors.
 
     Args:
-        scores: (some queries) -> their scores (b, C), larger = better; called once for each block.
+        scores: (some queries) -> their scores (b, C), larger = better, -inf the worst; called once for each block.
         size: Q and C.
         relevant: as in `rank`, like all that follow.
         pools: as in `rank`.
@@ -125,7 +125,7 @@ def rank_scores(
         own = found.gather(1, columns)
         if pools is not None:
             members, there = _padded(pools[rows], found.device)
-            found = found.gather(1, members).masked_fill(~there, -torch.inf)
+            found = found.gather(1, members).masked_fill(~there, torch.nan)
         blocks.append(_places(found, own, inside))
     longest = max(inside.shape[1] for *_, inside in blocks)
     wide = [tuple(_widened(part, longest) for part in block) for block in blocks]
@@ -137,7 +137,7 @@ def _places(scores: Tensor, own: Tensor, inside: Tensor) -> tuple[Tensor, Tensor
     # padding: NaN equals nothing, so it neither counts nor is counted
     own = own.masked_fill(~inside, torch.nan)
     above, tied = counted(scores, own)
-    return above, tied, counted(own.masked_fill(~inside, -torch.inf), own)[1], inside
+    return above, tied, counted(own, own)[1], inside
 
 
 def _widened(part: Tensor, width: int) -> Tensor:

@@ -16,7 +16,10 @@ from zoo.metrics.correlation import pearson, spearman
 
 @dataclass(frozen=True, slots=True)
 class Bins:
-    """From the most certain to the least, (B,) float64 each: mean uncertainty, mean value, its standard error, count."""
+    """From the most certain to the least, (B,) float64 each: mean uncertainty, mean value, its standard error, count.
+
+    The standard error is that of a sample (n - 1); NaN where a bin holds a single query, which says nothing of it.
+    """
 
     uncertainty: Tensor
     value: Tensor
@@ -59,9 +62,13 @@ def by_uncertainty(uncertainty: Tensor, values: Tensor, bins: int = 10) -> Bins:
     return Bins(
         uncertainty=torch.stack([uncertainty[rows].mean() for rows in order]),
         value=torch.stack([_mean(shared[rows]) for rows in order]),
-        error=torch.stack([values[rows].std(correction=0) / len(rows) ** 0.5 for rows in order]),
+        error=torch.stack([_error(values[rows]) for rows in order]),
         count=torch.tensor([len(rows) for rows in order], dtype=torch.float64),
     )
+
+
+def _error(values: Tensor) -> Tensor:
+    return values.std() / len(values) ** 0.5 if len(values) > 1 else values.new_tensor(torch.nan)
 
 
 def _mean(values: Tensor) -> Tensor:
