@@ -21,6 +21,7 @@ from zoo.data.source import Processor
 from zoo.distributed import group_of, world_size
 from zoo.errors import NonFiniteError, RecipeError, WeightsError, ZooWarning
 from zoo.nn.fingerprint import weights_digest
+from zoo.nn.picture_mixing import refuse_unread
 from zoo.objectives.objective import Objective
 from zoo.rows import gathered, joined, without_rows
 from zoo.types import Batch, Embedding, Encoded, Graph, Inputs
@@ -167,6 +168,7 @@ class EmbeddingModule(LightningModule):
             return
         if self.objective is None:
             raise RecipeError(f"{type(self).__name__} has no objective; fitting needs one (model.init_args.objective)")
+        refuse_unread(getattr(self, "mixing", None), self.objective)
         _read_pretrained(self.modules())
         self.apply_freeze()
         # data-parallel training would send these to all processes in every step

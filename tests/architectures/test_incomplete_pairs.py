@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from frozen_towers import ColourTower, WordTower, processor
@@ -92,3 +93,15 @@ def test_samples_of_the_data_may_lack_a_view() -> None:
     losses = module.objective(encoded, encoded)
     assert encoded.owners["target"].tolist() == [0, 1, 3, 4, 5]
     assert torch.isfinite(losses["loss"]) and float(losses["alone"]) != 0
+
+
+@pytest.mark.parametrize("name", ["query", "target"])
+def test_a_batch_may_lack_a_view_altogether(name: str) -> None:
+    """All samples stand alone; of the other side only the pseudo-inputs are left."""
+    module = projector(share=0.0).train()
+    given = [Sample(one.id, dict(one.views) | {name: ()}) for one in samples()]
+    encoded = module._encoded(module.processor(given))
+    losses = module.objective(encoded, encoded)
+    assert all(bool(torch.isfinite(value).all()) for value in losses.values()) and float(losses["alone"]) != 0
+    losses["loss"].backward()
+    assert all(p.grad is not None for n, p in module.named_parameters() if p.requires_grad and "objective" not in n)

@@ -202,6 +202,34 @@ def test_mixing_refuses_what_it_cannot_mix() -> None:
         LatentMixing(0.0)
 
 
+def test_as_many_rows_as_samples_are_not_one_of_each() -> None:
+    """One sample has two texts and another one none: rows would be mixed with those of other samples."""
+    given = [Sample(f"s{i}", {"query": Item(images=(picture(i),)), "target": Item(text=f"word {i}")}) for i in range(4)]
+    texts = given[0].views["target"]
+    given[0] = Sample("s0", {"query": given[0].views["query"], "target": (texts, Item(text="again"))})
+    given[1] = Sample("s1", {"query": given[1].views["query"], "target": ()})
+    module = projector(mixing=LatentMixing()).train()
+    with pytest.raises(RecipeError, match="needs one row per sample; the view 'target' has 4 rows of 3 of 4 samples"):
+        module._encoded(module.processor(given))
+
+
+def test_mixing_encodes_no_more_rows_at_a_time_than_a_chunk_has() -> None:
+    """The same latents are mixed, and the same vectors come of it."""
+    seen, found = [], []
+    module = projector(mixing=LatentMixing(), heads={"image": Projection(16, 8), "text": Projection(12, 8)}).train()
+    for encoder in module.encoders.values():
+        encoder.register_forward_pre_hook(lambda _, inputs: seen.append((module.chunk_size, len(inputs[0]))))
+    for size in (None, 2):
+        module.chunk_size = size
+        torch.manual_seed(3)
+        encoded = module._encoded(module.processor(samples(7)))
+        found.append({name: e.vector for name, e in encoded.views.items()})
+    assert max(rows for size, rows in seen if size is None) == 7
+    assert max(rows for size, rows in seen if size) == 2
+    for name, vectors in found[0].items():
+        torch.testing.assert_close(found[1][name], vectors)
+
+
 def test_encoders_and_heads_must_belong_together() -> None:
     with pytest.raises(RecipeError, match="needs both for each"):
         projector(heads={"image": Projection(16, 8)})

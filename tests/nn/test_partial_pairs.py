@@ -58,6 +58,20 @@ def test_pseudo_inputs_are_learned_latents_of_nobody() -> None:
         assert found.views[name][f"{kind}_rows"].tolist() == list(range(5))
 
 
+@pytest.mark.parametrize("name", ["query", "target"])
+def test_a_view_that_no_sample_of_the_batch_has_has_pseudo_inputs_all_the_same(name: str) -> None:
+    """All samples of a process may lack the same view; the pseudo-inputs of its modality are what it is told from."""
+    whole = batch()
+    whole.views[name] = {"rows": torch.zeros(0, dtype=torch.int64)}
+    whole.owners[name] = whole.keys[name] = torch.zeros(0, dtype=torch.int64)
+    found = PartialPairs(WIDTHS, 5, 0.0)(whole)
+    assert set(found.views) == {"query", "target", "query_pseudo", "target_pseudo"}
+    assert len(found.owners[name]) == len(found.keys[name]) == len(found.views[name]["rows"]) == 0
+    assert f"{'text' if name == 'query' else 'image'}_pooled" in found.views[f"{name}_pseudo"]
+    with pytest.raises(RecipeError, match="can't tell which of the modalities"):
+        PartialPairs(WIDTHS | {"place": 2})(whole)
+
+
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(RecipeError, match="share in"):
         PartialPairs(WIDTHS, 5, 1.0)

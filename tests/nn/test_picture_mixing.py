@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
+from encoded_rows import encoded
+from torch import nn
 
 from zoo.errors import RecipeError
+from zoo.module import EmbeddingModule
 from zoo.nn.picture_mixing import PictureMixing
-from zoo.types import Batch, Inputs
+from zoo.objectives.combined import Weighted
+from zoo.objectives.infonce import InfoNCE
+from zoo.objectives.mixed_pairs import CoinFlipMixup
+from zoo.objectives.pcmepp import PCMEPP
+from zoo.objectives.siglip import SigLIP
+from zoo.types import Batch, Inputs, Mixture
 
 ROWS = 40
 
@@ -87,3 +97,38 @@ def test_the_same_seed_mixes_alike_and_nothing_else_is_mixed() -> None:
 def test_settings_that_mix_nothing(settings: dict[str, float]) -> None:
     with pytest.raises(RecipeError, match="PictureMixing needs mixup or cutmix above 0"):
         PictureMixing(**settings)
+
+
+READING = {"pcmepp": PCMEPP(), "coin flip": CoinFlipMixup(), "both": Weighted({"a": PCMEPP(), "b": CoinFlipMixup()})}
+BLIND = {"infonce": InfoNCE(), "siglip": SigLIP(), "one of two": Weighted({"a": PCMEPP(), "b": InfoNCE()})}
+
+
+class Small(EmbeddingModule):
+    def __init__(self, mixing: nn.Module | None, objective: nn.Module) -> None:
+        super().__init__(processor=None, objective=objective)  # type: ignore[arg-type]
+        self.mixing, self.layer = mixing, nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("name", [*READING, *BLIND])
+def test_mixed_pictures_want_an_objective_that_looks_at_their_shares(name: str) -> None:
+    """Refused where fitting starts; what was trained so before can still be used."""
+    module = Small(PictureMixing(), (READING | BLIND)[name])
+    module.setup("test")
+    if name in READING:
+        module.setup("fit")
+        return
+    with pytest.raises(RecipeError, match=r"(InfoNCE|SigLIP|Weighted) ignores that: use PCMEPP or CoinFlipMixup"):
+        module.setup("fit")
+    Small(None, BLIND[name]).setup("fit")
+
+
+@pytest.mark.parametrize("name", READING)
+def test_what_says_that_it_looks_at_shares_does(name: str) -> None:
+    """Other shares, another loss."""
+    losses = []
+    for share in (1.0, 0.7):
+        whole = encoded(4, spread=-2.0)
+        whole.mixed = {"target": Mixture(torch.arange(4).flip(0), torch.full((4,), share))}
+        objective = deepcopy(READING[name]).eval()
+        losses.append(float(objective(whole, whole)["loss"].detach()))
+    assert abs(losses[0] - losses[1]) > 1e-3

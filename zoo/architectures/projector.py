@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.errors import RecipeError
 from zoo.module import EmbeddingModule
 from zoo.nn.heads import Head
+from zoo.nn.inputs import joined_inputs
 from zoo.nn.latent_heads import StatesHead, UniversalProjection, applied
 from zoo.nn.latent_mixing import LatentMixing
 from zoo.nn.partial_pairs import PartialPairs
@@ -137,9 +138,15 @@ class Projector(EmbeddingModule):
     def _encoded(self, batch: Batch) -> Encoded:
         """As of every architecture; while training, of what `mixing` makes of the latents."""
         if self.mixing is not None and self.training:
-            views = {name: self.latents(inputs) for name, inputs in batch.views.items()}
+            views = {name: self._latents_in_chunks(inputs) for name, inputs in batch.views.items()}
             batch = self.mixing(replace(batch, views=views))
         return super()._encoded(batch)
+
+    def _latents_in_chunks(self, inputs: Inputs) -> Inputs:
+        """`latents`, of `chunk_size` rows at a time if set: mixing needs those of the whole batch, encoders do not."""
+        if self.chunk_size is None or len(inputs["rows"]) <= self.chunk_size:
+            return self.latents(inputs)
+        return joined_inputs([self.latents(chunk) for chunk in self.processor.split(inputs, self.chunk_size)])
 
     def _states(self, modality: str, *tensors: Tensor) -> States:
         if modality not in self.encoders:

@@ -35,11 +35,18 @@ class LatentMixing(nn.Module):
         """Batch of latents (`{modality}_pooled` in every view) -> mixed batch.
 
         Raises:
-            RecipeError: a view without exactly one part of one modality per sample, or with tokens.
+            RecipeError: a view without exactly one row per sample and one part of one modality per row, or with tokens.
         """
         half = len(batch.ids) // 2
         if half == 0:
             return batch
+        samples = torch.arange(len(batch.ids), device=batch.labels.device)
+        for name, owners in batch.owners.items():  # as many rows as samples are not yet one of each
+            if not torch.equal(owners, samples):
+                raise RecipeError(
+                    f"LatentMixing needs one row per sample; the view '{name}' has {len(owners)} rows of "
+                    f"{len(owners.unique())} of {len(samples)} samples"
+                )
         share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
 
         def mixed(values: Tensor) -> Tensor:

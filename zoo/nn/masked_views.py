@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import RecipeError
+from zoo.nn.inputs import joined_inputs
 from zoo.types import Batch, Inputs
 
 
@@ -80,7 +81,7 @@ class MaskedViews(nn.Module):
             inputs = views[name]
             if len(chosen) < len(owners[name]):
                 single = split(inputs, 1)
-                inputs = _one_after_the_other([single[row] for row in chosen.tolist()])
+                inputs = joined_inputs([single[row] for row in chosen.tolist()])
             views[f"{name}_masked"] = self._masked(inputs, patch_count)
             owners[f"{name}_masked"], keys[f"{name}_masked"] = owners[name][chosen], keys[name][chosen]
         return replace(batch, views=views, owners=owners, keys=keys)
@@ -123,12 +124,3 @@ def spread(rows: int, share: float) -> Tensor:
     """Places of this share of so many rows, at least of one, at even distances; of none where there are no rows."""
     count = min(rows, max(1, int(share * rows)))
     return torch.arange(count) * rows // max(1, count)
-
-
-def _one_after_the_other(rows: Sequence[Inputs]) -> Inputs:
-    """Inputs of one row each -> inputs of all of them; rows that lack a part of some kind have no tensor of it."""
-    found: dict[str, list[Tensor]] = {}
-    for place, inputs in enumerate(rows):
-        for name, values in inputs.items():
-            found.setdefault(name, []).append(values + place if name == "rows" or name.endswith("_rows") else values)
-    return {name: torch.cat(values) for name, values in found.items()}

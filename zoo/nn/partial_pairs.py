@@ -51,7 +51,7 @@ class PartialPairs(nn.Module):
 
     def forward(self, batch: Batch) -> Batch:
         """Batch of latents -> the same with fewer rows, and with the views of pseudo-inputs."""
-        kinds = {name: self._modality(name, inputs) for name, inputs in batch.views.items()}
+        kinds = self._modalities(batch)
         if len(kinds) != 2:
             raise RecipeError(f"PartialPairs needs two views, one for each side; the data gives {sorted(kinds)}")
         views, owners, keys = dict(batch.views), dict(batch.owners), dict(batch.keys)
@@ -65,6 +65,17 @@ class PartialPairs(nn.Module):
             numbers = torch.arange(len(self.inputs[modality]), device=batch.labels.device)
             owners[f"{name}_pseudo"], keys[f"{name}_pseudo"] = torch.full_like(numbers, NOBODY), numbers
         return replace(batch, views=views, owners=owners, keys=keys)
+
+    def _modalities(self, batch: Batch) -> dict[str, str]:
+        """The modality of each view; of a view that no sample of the batch has, the one that the other view has not."""
+        known = {name: self._modality(name, batch.views[name]) for name in batch.views if len(batch.owners[name])}
+        left = sorted(set(self.inputs) - set(known.values())) or sorted(self.inputs)
+        if len(known) < len(batch.views) and len(left) > 1:
+            raise RecipeError(
+                f"PartialPairs can't tell which of the modalities {left} a view without rows has: give `widths` of the two "
+                "that the views have"
+            )
+        return {name: known.get(name, left[0]) for name in batch.views}
 
     def _modality(self, name: str, inputs: Inputs) -> str:
         """The modality of a view; RecipeError unless each row is one part of it, and it has pseudo-inputs."""

@@ -92,6 +92,19 @@ class PictureMixing(nn.Module):
         return {**inputs, kind: values}, share.to(own.device, torch.float32)
 
 
+def refuse_unread(mixing: object, objective: object | None) -> None:
+    """Raise RecipeError for mixed pictures beside an objective that does not say that it looks at their shares.
+
+    Such an objective says so by `reads_mixtures = True`. To any other one a mixture is its first picture alone: the
+    partner would be a negative of what it shows.
+    """
+    if isinstance(mixing, PictureMixing) and objective is not None and not getattr(objective, "reads_mixtures", False):
+        raise RecipeError(
+            f"PictureMixing gives pictures that belong to two samples, and {type(objective).__name__} ignores that: use "
+            "PCMEPP or CoinFlipMixup, or leave `mixing` out"
+        )
+
+
 def _pictures(inputs: Inputs) -> str:
     """The tensor to mix of a view of one picture per row and nothing else; "" for other views."""
     parts = {name.removesuffix("_rows") for name in inputs if name.endswith("_rows")}

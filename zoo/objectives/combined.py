@@ -37,6 +37,7 @@ class Weighted(nn.Module, Objective):
         if unknown or not objectives:
             raise RecipeError(f"Weighted has the objectives {sorted(objectives)}; weights name also {sorted(unknown)}")
         self.objectives = nn.ModuleDict(objectives)  # type: ignore[arg-type]  # every objective is a module
+        self.reads_mixtures = all(getattr(one, "reads_mixtures", False) for one in objectives.values())
         self.weights = {name: (weights or {}).get(name, 1.0) for name in objectives}
 
     def pair_scores(self, pictures: Embedding, texts: Embedding) -> Tensor:

@@ -48,6 +48,8 @@ class CoinFlipMixup(nn.Module, Objective):
         RecipeError: pictures mixed in other shares than their partners, which then have no common l.
     """
 
+    reads_mixtures = True
+
     def __init__(
         self,
         temperature: float = 0.02,

@@ -50,6 +50,8 @@ class PCMEPP(nn.Module, Objective):
         RecipeError: a view has no log_var.
     """
 
+    reads_mixtures = True
+
     def __init__(
         self,
         scale: float = 5.0,
