@@ -15,7 +15,7 @@ import toy
 import yaml
 
 from zoo import bundle as bundles
-from zoo.bundle import MANIFEST, WEIGHTS, is_bundle, read_bundle, write_bundle
+from zoo.bundle import MANIFEST, WEIGHTS, clear_leftovers, is_bundle, read_bundle, write_bundle
 from zoo.errors import RecipeError, WeightsError, ZooError
 from zoo.weights import sha256
 
@@ -252,6 +252,65 @@ def test_failing_to_replace_keeps_the_earlier_bundle(
     monkeypatch.setattr(bundles, "card_text", full)
     with pytest.raises(WeightsError):
         write_bundle(toy.build(tmp_path, seed=1), toy.recipe(tmp_path), written)
+    assert read_bundle(written).digest == before
+    assert leftovers(tmp_path) == ["released"]
+
+
+class Killed(BaseException):
+    """Stands for a kill at that moment."""
+
+
+def killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
+def test_a_kill_while_replacing_leaves_the_new_bundle(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two change places at once."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs renameat2")
+    before = read_bundle(written).digest
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        write_bundle(toy.build(tmp_path, seed=1), toy.recipe(tmp_path), written)
+    assert read_bundle(written).digest != before
+    assert leftovers(tmp_path) == ["released"]
+
+
+def second_rename(monkeypatch: pytest.MonkeyPatch, how: BaseException) -> None:
+    """As on a disk that can't exchange two folders; the second renaming does not happen."""
+    rename, calls = Path.rename, [0]
+
+    def counted(self: Path, target: Path) -> Path:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise how
+        return rename(self, target)
+
+    monkeypatch.setattr(bundles, "_exchanged", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", counted)
+
+
+def test_failing_to_rename_puts_the_earlier_bundle_back(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_bundle(written).digest
+    second_rename(monkeypatch, PermissionError(errno.EACCES, "Permission denied"))
+    with pytest.raises(WeightsError, match="can't be written"):
+        write_bundle(toy.build(tmp_path, seed=1), toy.recipe(tmp_path), written)
+    assert read_bundle(written).digest == before
+    assert leftovers(tmp_path) == ["released"]
+
+
+def test_a_kill_between_two_renamings_is_undone(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_bundle(written).digest
+    with monkeypatch.context() as patch:
+        second_rename(patch, Killed())
+        with pytest.raises(Killed):
+            write_bundle(toy.build(tmp_path, seed=1), toy.recipe(tmp_path), written)
+    (tmp_path / ".released.1.partial").mkdir()
+    clear_leftovers(written)
     assert read_bundle(written).digest == before
     assert leftovers(tmp_path) == ["released"]
 

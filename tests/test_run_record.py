@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +177,45 @@ def test_a_second_run_that_never_begins_changes_nothing(recipe: Path) -> None:
     before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     assert fit(recipe, *later(recipe, {"data": {"init_args": {"train": []}}})) == cli.EXIT_BAD_INPUT
     assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
+
+
+HELD = """
+import sys
+from pathlib import Path
+from zoo import cli
+import fit_callbacks
+sys.exit(cli.main(["fit", "--config", "mine.yaml", "--config", "held.yaml"]))
+"""
+
+
+def test_two_fits_do_not_share_a_folder_and_a_killed_one_leaves_no_lock(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callbacks = [{"class_path": "fit_callbacks.Held", "init_args": {"after": 2}}]
+    held = {"trainer": {"callbacks": callbacks}, "data": {"init_args": {"num_workers": 1}}}
+    Path("held.yaml").write_text(yaml.safe_dump(held), "utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    first = subprocess.Popen([sys.executable, "-c", HELD], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 240
+        while not Path("held").exists():
+            assert first.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        saved = LAST.read_bytes()
+        assert fit(recipe) == cli.EXIT_BAD_INPUT
+        assert f"another fit writes to {RUN}" in error(capsys)
+        assert LAST.read_bytes() == saved and not (RUN / "previous").exists()
+    finally:
+        first.kill()
+        first.wait()
+    (LAST.parent / ".last.ckpt.1.1.partial").write_bytes(b"half")
+    (RUN / ".recipe.yaml.1.1.partial").write_bytes(b"half")
+    (RUN / ".bundle.1.partial").mkdir()
+    deadline = time.monotonic() + 30  # its loaders notice within seconds, and hold the lock until then
+    while fit(recipe, "--ckpt_path", "last") != 0:
+        assert time.monotonic() < deadline
+    assert torch.load(LAST, weights_only=True)["global_step"] == 2
+    assert not [path for path in RUN.rglob("*") if "partial" in path.name]
 
 
 # ---- the best step ---------------------------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ bundle.json         sha256 and size of every file, versions of what wrote it
 from __future__ import annotations
 
 import copy
+import ctypes
 import errno
 import json
 import os
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,11 +197,36 @@ def whole_or_nothing(folder: Path, need: int) -> Iterator[Path]:
 def _replace(partial: Path, folder: Path) -> None:
     if not folder.exists():
         partial.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old)
+    elif not _exchanged(partial, folder):
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        folder.rename(old)
+        try:
+            partial.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
+        shutil.rmtree(old)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Swap two folders at once, so that there is always one; False where the system or the disk can't (renameat2, Linux)."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h
+    return rename is not None and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Undo what a process that was killed while it wrote the bundle `folder` has left beside it.
+
+    Only for who knows that nobody else writes there.
+    """
+    for path in folder.parent.glob(f".{folder.name}.*.old"):
+        if folder.exists():
+            shutil.rmtree(path)
+        else:
+            path.rename(folder)
+    for path in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _explained(error: Exception, folder: Path) -> Exception:

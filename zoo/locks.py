@@ -51,7 +51,7 @@ def _locked(folder: Path, shared: bool, waiting: Callable[[], None]) -> Iterator
         alone = _wait(descriptor, shared, waiting)
         there = _is(folder, descriptor)
         if there and alone:
-            _remove_partials(folder)
+            remove_partials(folder)
         if shared:
             _share(descriptor)
         yield there
@@ -90,7 +90,8 @@ def _share(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
-def _remove_partials(folder: Path) -> None:
+def remove_partials(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing; only for who holds the folder."""
     for path in folder.iterdir():
         if PARTIAL.fullmatch(path.name):
             path.unlink(missing_ok=True)

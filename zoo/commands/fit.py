@@ -6,6 +6,8 @@ import logging
 import os
 import random
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -17,7 +19,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from zoo.bundle import check_place, write_bundle
+from zoo.bundle import check_place, clear_leftovers, write_bundle
 from zoo.callbacks.checkpoint_files import CheckpointFiles
 from zoo.callbacks.checkpointing import BestCheckpoint, ResumableCheckpoint
 from zoo.callbacks.evaluation import RetrievalEvaluation
@@ -32,6 +34,7 @@ from zoo.card import card_of_run, example_of_use
 from zoo.command_line import CommandLine, read_command_line
 from zoo.data.datamodule import EmbeddingData
 from zoo.errors import RecipeError, WeightsError, ZooError
+from zoo.locks import remove_partials, writing
 from zoo.module import EmbeddingModule
 from zoo.nn.start import reads_its_own, recipe_without_pretrained, start_from, without_pretrained
 from zoo.parsing import explain, explain_built
@@ -130,13 +133,31 @@ class ZooCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; what a checkpoint does to Lightning or torch becomes one line."""
         try:
-            super()._run_subcommand(subcommand)
+            with self._run_folder() if subcommand == "fit" else nullcontext():
+                super()._run_subcommand(subcommand)
         except Exception as error:
             if (isinstance(error, ZooError) and not isinstance(error, WeightsError)) or not _restoring(error):
                 raise
             told = " ".join(str(error).split()) or type(error).__name__
             path = self.config[subcommand].ckpt_path
             raise WeightsError(told if path in told else f"{path} can't be restored: {told[:400]}") from error
+
+    @contextmanager
+    def _run_folder(self) -> Iterator[None]:
+        """Hold the folder, rid of what killed runs have left in it. ZooError if another fit writes there."""
+        if not self.trainer.is_global_zero:
+            yield
+            return
+        folder = Path(self.config["fit"].run_dir)
+
+        def refuse() -> None:
+            raise ZooError(f"another fit writes to {folder}: let it end, or choose another folder, --run_dir FOLDER")
+
+        with writing(folder, waiting=refuse):
+            if (folder / "checkpoints").is_dir():
+                remove_partials(folder / "checkpoints")
+            clear_leftovers(folder / "bundle")
+            yield
 
     def before_fit(self) -> None:
         """Try what could fail later, have written down what is trained, and take the weights of `start`, adapters merged.
