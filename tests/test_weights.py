@@ -339,3 +339,18 @@ def test_what_may_be_missing_and_tied_names() -> None:
     pair[1].weight = pair[0].weight
     assert missing_keys(pair, {"1.weight"}) == set()
     assert missing_keys(pair, set()) == {"0.weight", "1.weight"}
+
+
+def test_digests_by_name_hold_for_a_file_that_is_given_by_itself(tmp_path: Path) -> None:
+    """The card names `model.safetensors` beside other files; people give the file, perhaps under another name."""
+    right = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"  # printf hello | sha256sum
+    hashes = {"model.safetensors": right, "tokenizer.json": "0" * 64}
+    for name in ("model.safetensors", "renamed.safetensors"):
+        (tmp_path / name).write_text("hello")
+        verify(tmp_path / name, hashes)
+        (tmp_path / name).write_text("hell0")
+        with pytest.raises(WeightsError, match="damaged or another version"):
+            verify(tmp_path / name, hashes)
+    shards = {"a-1.safetensors": right, "a-2.safetensors": right}
+    with pytest.raises(WeightsError, match=r"no sha256 for 'model\.safetensors', only for a-1\.safetensors, a-2"):
+        verify(tmp_path / "model.safetensors", shards)

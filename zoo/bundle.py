@@ -316,5 +316,5 @@ def _resolved(value: Any, folder: Path, listed: Mapping[str, str]) -> Any:
         name = value.removeprefix(_PREFIX)
         if name not in listed:
             raise WeightsError(f"the recipe of {folder} needs '{name}', which {MANIFEST} does not list")
-        return str(folder / name)
+        return str((folder / name).absolute())
     return value

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.ahead import ahead
 from zoo.errors import NonFiniteError, SampleError, ZooError
-from zoo.identity import fingerprint
+from zoo.identity import fingerprint, former_fingerprint
 from zoo.items import is_single, padding_size, to_items
 from zoo.progress import counting
 from zoo.types import Embedding, Inputs, Item, Sample
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Vectors = npt.NDArray[np.float32]
 Side = Literal["query", "document"]
 OnBad = Callable[[int, SampleError], None]
+_DEGREES = ("places",)
 _VIEWS: dict[str, str] = {"query": "query", "document": "target"}
 
 
@@ -51,6 +52,9 @@ class Embedder:
         self.recipe = dict(recipe)
         self.name = name
         self.weights = weights
+        self.in_full: Callable[[], Mapping[str, Tensor]] | None = None
+        """Of a model in half precision: gives its weights as they were before they were rounded."""
+        self._digests: dict[str, str] = {}
         self._dim: int | None = None
         self._probabilistic: bool | None = None
 
@@ -68,6 +72,12 @@ class Embedder:
     def device(self) -> torch.device:
         """Where the model runs."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights, and of what is computed with them. Vectors are fp32 and of unit norm in any case."""
+        kinds = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
+        return next((kind for kind in (torch.bfloat16, torch.float16) if kind in kinds), torch.float32)
 
     @property
     def dim(self) -> int:
@@ -223,9 +233,14 @@ class Embedder:
         device = self.device
         self.module.eval()
         with torch.inference_mode():
-            found = self.module.encode({key: value.to(device) for key, value in inputs.items()})
+            found = self.module.encode({key: self._moved(key, value, device) for key, value in inputs.items()})
         log_var = None if found.log_var is None else found.log_var.float().cpu()
         return Embedding(found.vector.float().cpu(), log_var)
+
+    def _moved(self, key: str, value: Tensor, device: torch.device) -> Tensor:
+        """On the device, and in the precision of the weights; degrees stay as they are: half precision moves them by km."""
+        casts = value.is_floating_point() and key not in _DEGREES
+        return value.to(device, self.dtype if casts else value.dtype)
 
     def _vectors(self, inputs: Inputs, names: list[str], log_var: bool) -> Vectors:
         found = self._encoded(inputs)
@@ -263,8 +278,23 @@ class Embedder:
     # ---- identity ---------------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """sha256 over all that decides a vector: weights, architecture, prompt, preprocessing. Equal = comparable."""
-        return fingerprint(self.recipe, self.module.state_dict())
+        """sha256 over all that decides a vector: weights, architecture, prompt, preprocessing. Equal = comparable.
+
+        In half precision it is that of the weights as they were read: rounding moves a vector by far less than what tells
+        two things apart (docs/start.md has figures), so vectors of all precisions can be searched with each other.
+        """
+        return self._digest(fingerprint)
+
+    def gave(self, digest: str) -> bool:
+        """Whether vectors that were kept with this fingerprint are those of this model."""
+        return digest == self.fingerprint() or digest == self._digest(former_fingerprint)
+
+    def _digest(self, made: Callable[[Mapping[str, Any], Mapping[str, Tensor]], str]) -> str:
+        if self.in_full is None:
+            return made(self.recipe, self.module.state_dict())
+        if made.__name__ not in self._digests:  # the weights are read again, once
+            self._digests[made.__name__] = made(self.recipe, self.in_full())
+        return self._digests[made.__name__]
 
     def save(
         self,

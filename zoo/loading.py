@@ -6,11 +6,13 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from zoo import catalog, trust
@@ -61,10 +63,26 @@ def load(
         else:
             recipe, tag = catalog.find(name)
             embedder = _from_recipe(recipe, tag, weights)
-    for parameter in embedder.module.parameters():  # not buffers: rotary frequencies lose too much in half precision
-        parameter.data = parameter.data.to(precision)
+    if precision != torch.float32 and embedder.weights is not None:
+        embedder.in_full = partial(_in_full, name, weights)
+    _round(embedder.module, precision)
     embedder.module.to(place)
     return embedder
+
+
+def _in_full(name: str, weights: bool | str | Path) -> Mapping[str, Tensor]:
+    return load(name, weights=weights, device="cpu").module.state_dict()
+
+
+def _round(module: EmbeddingModule, precision: torch.dtype) -> None:
+    """Weights to `precision`; not buffers, nor those of parts that say so: frequencies lose too much in half precision.
+
+    Batch norms keep theirs, which have to be in the precision of their statistics.
+    """
+    for part in module.modules():
+        if not getattr(part, "full_precision", False) and not isinstance(part, _BatchNorm):
+            for parameter in part.parameters(recurse=False):
+                parameter.data = parameter.data.to(precision)
 
 
 def load_weights(module: EmbeddingModule, recipe: str | Path, weights: bool | str | Path = True) -> str:

@@ -104,11 +104,17 @@ def sha256(path: Path) -> str:
 
 
 def verify(folder: Path, hashes: Mapping[str, str] | str) -> None:
-    """Compare files with their digests. `hashes`: file name -> sha256, or one digest for the only weight file.
+    """Compare files with their digests.
+
+    Args:
+        folder: where they lie, or the only weight file.
+        hashes: file name -> sha256, or one digest for the only weight file.
 
     Raises:
         WeightsError: a file is missing or differs; names it.
     """
+    if isinstance(hashes, Mapping) and folder.is_file():
+        hashes = _of_file(folder, hashes)
     if isinstance(hashes, str):
         files = [folder] if folder.is_file() else weight_files(folder)
         if len(files) != 1:
@@ -125,6 +131,14 @@ def verify(folder: Path, hashes: Mapping[str, str] | str) -> None:
             raise WeightsError(
                 f"{path} is damaged or another version: its sha256 is not {digest}; fetch or copy it again"
             )
+
+
+def _of_file(file: Path, hashes: Mapping[str, str]) -> str:
+    """The digest of a file that is given by itself: that of its name, or the only one of a weight file."""
+    weights = [name for name in hashes if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt"))]
+    if file.name in hashes or len(weights) == 1:
+        return hashes.get(file.name) or hashes[weights[0]]
+    raise WeightsError(f"the card has no sha256 for '{file.name}', only for {', '.join(hashes)}; give their folder")
 
 
 # ---- reading and loading --------------------------------------------------------------------------------------------

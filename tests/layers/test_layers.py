@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bundle": {"card", "recipe", "weights"},
     "export": {"bundle", "data", "files", "machine", "progress", "weights"},
     "items": {"data"},
-    "identity": {"files", "weights"},
+    "identity": {"files", "registry", "weights"},
     "embedder": {"ahead", "bundle", "files", "identity", "items", "progress", "similarity", "weights"},
     "vectors": {"data", "embedder", "files", "identity", "locks", "metrics", "progress", "weights"},
     "loading": {

@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
     parser.add_argument("--weights", type=user_path, metavar="PATH", help="a local copy of the weights")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise ZooError(f"--top {args.top}: at least 1")
     (query,) = to_items([Item(args.text, tuple(args.image), args.instruction)])
-    embedder = zoo.load(args.name, weights=args.weights or True, device=args.device)
+    embedder = zoo.load(args.name, weights=args.weights or True, device=args.device, dtype=args.dtype)
     vector = embedder.encode_query(query)  # before the index: a picture that can't be read shows at once
     place = open_place(args.place, embedder)
     hits = nearest(vector, place.index.vectors, args.top)

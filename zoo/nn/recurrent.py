@@ -103,7 +103,9 @@ class VectorAttention(nn.Module, Pooling):
     def __init__(self, width: int, hidden: int = 128) -> None:
         super().__init__()
         self.down, self.up = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        nn.init.orthogonal_(self.down.weight)
+        wide = torch.promote_types(self.down.weight.dtype, torch.float32)  # no half precision has this decomposition
+        start = nn.init.orthogonal_(torch.empty_like(self.down.weight, dtype=wide))
+        self.down.weight.data.copy_(start)
 
     def forward(self, hidden: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
         """See `Pooling`."""

@@ -40,7 +40,7 @@ def nearest(query: Vectors, vectors: Vectors, count: int) -> list[Hit]:
 def read_index(path: Path, embedder: Embedder) -> VectorFile:
     """A file of `zoo embed`. Raises ZooError if its vectors were made by another model or other weights."""
     index = read_vectors(path)
-    if index.facts.get("fingerprint") != embedder.fingerprint():
+    if not embedder.gave(str(index.facts.get("fingerprint"))):
         other = index.facts.get("model", "another model")
         version = " in another version" if other == embedder.name else ""
         raise ZooError(
@@ -62,7 +62,8 @@ def cached_index(rows: Rows, place: str, embedder: Embedder, *, batch_size: int 
     Returns:
         the vectors, and remarks for the user.
     """
-    about = f"{place}\n{embedder.fingerprint()}".encode("utf-8", "surrogateescape")
+    precision = "" if embedder.dtype == torch.float32 else f"\n{embedder.dtype}"
+    about = f"{place}\n{embedder.fingerprint()}{precision}".encode("utf-8", "surrogateescape")
     key = hashlib.sha256(about).hexdigest()[:16]
     folder = cache_folder() / "indexes"
     if not _writable(folder):

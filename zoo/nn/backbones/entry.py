@@ -32,7 +32,7 @@ class _Entry(nn.Module):
         """The tower's states -> States whose pooled state (R, E) is the vector of each item, of unit norm, and its only
         token.
         """
-        pooled = unit(applied(self.head, states))[0]
+        pooled = unit(applied(self.head, states))[0].to(states.pooled.dtype)  # unit vectors are fp32 in any case
         return States(pooled, pooled[:, None])
 
     def load_pretrained(self) -> None:

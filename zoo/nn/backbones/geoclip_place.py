@@ -73,16 +73,20 @@ class _Capsule(nn.Module):
         self.head = nn.Sequential(nn.Linear(_HIDDEN, _WIDTH))
 
     def forward(self, points: Tensor) -> Tensor:
-        out: Tensor = self.head(self.capsule(points))
+        features = self.capsule[0](points).to(self.head[0].weight.dtype)
+        out: Tensor = self.head(self.capsule[1:](features))
         return out
 
 
 class _Fourier(nn.Module):
     """Points (R, 2) -> cosines and sines (R, 2F) of random projections."""
 
+    full_precision = True  # angles of many turns: rounded frequencies would give another place
+
     def __init__(self, sigma: float) -> None:
         super().__init__()
-        self.b = nn.Parameter(torch.randn(_FEATURES, 2) * sigma, requires_grad=False)
+        wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.b = nn.Parameter(torch.randn(_FEATURES, 2, dtype=wide) * sigma, requires_grad=False)
 
     def forward(self, points: Tensor) -> Tensor:
         angles = 2 * math.pi * points @ self.b.T
