@@ -10,11 +10,8 @@ if TYPE_CHECKING:
 
 Learn = Literal["no", "log", "linear"]
 PARAMETER, KIND = "objective.temperature.parameter", "objective.temperature.kind"
-_KINDS: tuple[Learn, ...] = (
-    "no",
-    "log",
-    "linear",
-)  # as zoo.objectives.temperature counts them; tests/convert loads what is written here
+# as zoo.objectives.temperature counts them; tests/convert loads what is written here
+_KINDS: tuple[Learn, ...] = ("no", "log", "linear")
 
 
 def kept(value: Tensor, learn: Learn) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import math
 from torch import nn
 
 from zoo.nn.gaussian import DistributionHead, Gaussian, LogVariance
+from zoo.nn.limits import held
 from zoo.nn.towers import States
 
 
@@ -58,7 +59,7 @@ class BayesCap(DistributionHead):
         """States whose pooled state is the frozen vector -> its distribution."""
         vector = states.pooled
         read = vector + self.trunk(vector)
-        log_var, log_shape = self.log_var(read).clamp(*self.limits), self.log_shape(read).clamp(*self.log_shapes)
+        log_var, log_shape = held(self.log_var(read), *self.limits), held(self.log_shape(read), *self.log_shapes)
         return Gaussian(self.mean(read), log_var, vector, log_shape)
 
 

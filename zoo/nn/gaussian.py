@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zoo.errors import RecipeError
 from zoo.nn.heads import Head
 from zoo.nn.latent_heads import StatesHead, applied
+from zoo.nn.limits import held
 from zoo.nn.towers import States
 
 _PAD = -10_000.0  # stands behind every real value when they are sorted
@@ -65,7 +66,7 @@ class GaussianHead(DistributionHead):
     def forward(self, states: States) -> Gaussian:
         """See the class."""
         mean, log_var = applied(self.mean, states), applied(self.log_var, states)
-        return Gaussian(mean, log_var.clamp(*self.limits), states.pooled if self.given else None)
+        return Gaussian(mean, held(log_var, *self.limits), states.pooled if self.given else None)
 
 
 class LogVariance(nn.Linear, Head):
