@@ -104,8 +104,8 @@ class Folder:
         """What reads images, and what turns items into inputs: as the model was trained with."""
         package = f"export_{hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:12]}"  # versions may differ
         sys.modules[package] = ModuleType(package)  # within which they import each other
-        sources, images = (self._module(name, package) for name in self.manifest["images"])
-        return sources, images, self._module(self.processor["code"], package)
+        modules = [self._module(name, package) for name in self.manifest["images"]]
+        return modules[0], modules[-1], self._module(self.processor["code"], package)
 
     def _module(self, file: str, package: str) -> ModuleType:
         """Run a file of the folder that the manifest lists, if it is the one that was exported."""

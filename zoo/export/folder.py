@@ -21,7 +21,7 @@ import torch
 
 import zoo
 from zoo.bundle import versions, whole_or_nothing
-from zoo.data.processors import image_arrays, image_sources
+from zoo.data.processors import image_arrays, image_sources, png_rows
 from zoo.errors import RecipeError, ZooError
 from zoo.export.golden import ITEMS, write_golden
 from zoo.export.onnx import OPSETS, run_torch
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from zoo.embedder import Embedder
 
 MANIFEST = "manifest.json"
-_IMAGES = (image_sources, image_arrays)  # in the order in which they import each other
+_IMAGES = (image_sources, png_rows, image_arrays)  # in the order in which they import each other
 _PEAK = 1.5  # memory that an export needs beside the model, per byte of its weights (measured: 1.3)
 FORMAT = 2
 """1: the file of the processor stood alone; `embed.py` opened images by itself."""

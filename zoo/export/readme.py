@@ -30,7 +30,7 @@ scores = model.encode_query(["a red fish"]) @ model.encode_document([Path("fish.
 {files}
 | `tokenizer.json` | text to tokens |
 | `{code}` | prompt, patches and positions: the very code that the model was trained with |
-| `image_sources.py`, `image_arrays.py` | how images are read and resized, as in training |
+| `image_sources.py`, `png_rows.py`, `image_arrays.py` | how images are read and resized, as in training |
 | `embed.py`, `embed_model.py`, `embed_items.py`, `embed_folder.py` | the runtime |
 | `golden/` | inputs of every kind with torch's vectors |
 | `manifest.json` | inputs and outputs of the graphs, settings of the processor, sha256 of every file |

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .image_sources import ImageError, as_source, without_metadata
+from .png_rows import png_exif, png_rows
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 """What is opened at all: raster formats. Never EPS, which runs a program, nor SVG, which is one."""
@@ -87,10 +88,10 @@ def read_image(
         content = without_metadata(source) if error.damaged else None
         if content is None:
             raise
-    try:
-        return _read(content, where, max_pixels, background, fit)
-    except ImageError as error:  # the pixels themselves
-        raise error from None
+        try:
+            return _read(content, where, max_pixels, background, fit)
+        except ImageError:  # it is the pixels
+            raise error from None
 
 
 def size_of(source: Any) -> tuple[int, int]:
@@ -192,67 +193,94 @@ def _read(
             raise ImageError(f"{where} has no pixels ({width}x{height})")
         try:
             with _one_at_a_time if width * height > _ALONE else nullcontext():
-                if fit is not None and width * height > _REDUCED and image is not source:
-                    _reduce(image, fit)
-                return _decoded(image, background, fit)
+                again = source if width * height > _ALONE and not isinstance(source, Image.Image) else None
+                return _decoded(image, background, fit, again)
         except Exception as error:  # as above: no common class, and colour modes without a way to RGB
             raise ImageError(f"{where} is damaged: {error or type(error).__name__}", damaged=True) from error
 
 
-def _reduce(image: Image.Image, fit: Fit) -> None:
-    """Let a JPEG be decoded to a half, a quarter or an eighth of its sides, but to twice those wanted. Others can't."""
-    target = fit.size(*image.size)
-    if target is not None:
-        image.draft(None, (2 * max(target), 2 * max(target)))
-
-
-def _decoded(image: Image.Image, background: Colour, fit: Fit | None) -> Image.Image:
-    turn = _UPRIGHT.get(_orientation(image))
-    width, height = image.size if turn not in _SIDES_SWAPPED else image.size[::-1]
+def _decoded(image: Image.Image, background: Colour, fit: Fit | None, source: Path | bytes | None) -> Image.Image:
+    """source: the file, if the image is large: other ways of reading it may save memory."""
+    turn = _UPRIGHT.get(_orientation(image, source))
+    width, height = _sides(image, turn)
     target = fit.size(width, height) if fit is not None else None
-    image.load()
-    if width * height <= _BAND:
-        rgb = _rgb(image, background, _brightest(image))
-        return _resized(rgb if turn is None else rgb.transpose(turn), target, fit)
-    return _resized(_in_bands(image, background, turn, target, fit), target, fit)
+    parts: Iterator[Image.Image] | None = None
+    if source is not None and target is not None:
+        if width * height > _REDUCED:
+            image.draft(
+                None, (2 * max(target), 2 * max(target))
+            )  # to a half, a quarter or an eighth; JPEG alone can do it
+            width, height = _sides(image, turn)
+        parts = png_rows(source, max(1, _BAND // (4 * width))) if turn is None else None
+    if parts is None:
+        image.load()
+        if width * height <= _BAND or (turn is None and target is None and _is_plain(image)):
+            rgb = _rgb(image, background, _brightest(image))
+            return _resized(rgb if turn is None else rgb.transpose(turn), target, fit)
+        parts = _crops(image, turn)
+    page = _in_bands(parts, (width, height), background, _brightest(image), turn, target, fit)
+    return _resized(page, target, fit)
+
+
+def _sides(image: Image.Image, turn: Image.Transpose | None) -> tuple[int, int]:
+    """Width and height of the image once it is upright."""
+    width, height = image.size
+    return (height, width) if turn in _SIDES_SWAPPED else (width, height)
+
+
+def _is_plain(image: Image.Image) -> bool:
+    return image.mode == "RGB" and "transparency" not in image.info
 
 
 def _resized(image: Image.Image, target: tuple[int, int] | None, fit: Fit | None) -> Image.Image:
     return image if fit is None or target is None else resized(image, target, fit.resample)
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, source: Path | bytes | None) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        if source is None or image.format != "PNG":
+            return int(image.getexif().get(_ORIENTATION, 1))
+        if "exif" not in image.info and (exif := png_exif(source)):
+            image.info["exif"] = exif
+        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))  # that of PNG would decode the image
     except Exception:  # readers of metadata raise errors of all kinds; an image that can't be turned is still one
         return 1
 
 
+def _crops(image: Image.Image, turn: Image.Transpose | None) -> Iterator[Image.Image]:
+    """Bands of a decoded image which, turned upright, follow one another from the top."""
+    across = turn in _SIDES_SWAPPED
+    width, height = _sides(image, turn)
+    step = max(1, _BAND // width)
+    for y in range(0, height, step):
+        rows = min(step, height - y)
+        at = height - y - rows if turn in _FROM_THE_END else y
+        yield image.crop((at, 0, at + rows, width) if across else (0, at, width, at + rows))
+
+
 def _in_bands(
-    image: Image.Image,
+    parts: Iterator[Image.Image],
+    size: tuple[int, int],
     background: Colour,
+    brightest: float,
     turn: Image.Transpose | None,
     target: tuple[int, int] | None,
     fit: Fit | None,
 ) -> Image.Image:
-    """The upright RGB image, made some rows at a time, and already as narrow as `target` where that saves memory: rows do
-    not mix before the height changes.
+    """The upright RGB image of this `size`, and already as narrow as `target` where that saves memory: rows do not mix
+    before the height changes.
     """
-    if turn is None and target is None and image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    swapped = turn in _SIDES_SWAPPED
-    width, height = image.size[::-1] if swapped else image.size
+    width, height = size
     narrow = width if target is None or target[0] * height > _LARGEST_BETWEEN else min(width, target[0])
-    top, step = _brightest(image), max(1, _BAND // width)
-    page = Image.new("RGB", (narrow, height))
-    for y in range(0, height, step):
-        rows = min(step, height - y)
-        at = height - y - rows if turn in _FROM_THE_END else y
-        part = image.crop((at, 0, at + rows, width) if swapped else (0, at, width, at + rows))
-        band = _rgb(part, background, top)
+    page, y = Image.new("RGB", (narrow, height)), 0
+    for part in parts:
+        band = _rgb(part, background, brightest)
         band = band if turn is None else band.transpose(turn)
-        page.paste(band if narrow == width or fit is None else band.resize((narrow, rows), fit.resample), (0, y))
+        if fit is not None and narrow < width:
+            band = band.resize((narrow, band.height), fit.resample)
+        page.paste(band, (0, y))
         page.info |= {PAGE: band.info[PAGE]} if PAGE in band.info else {}
+        y += band.height
     return page
 
 
@@ -263,7 +291,7 @@ _FROM_THE_END = tuple(
 
 
 def _rgb(image: Image.Image, background: Colour, brightest: float) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
+    if _is_plain(image):
         return image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _grey(image, brightest)

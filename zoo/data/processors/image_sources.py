@@ -19,7 +19,8 @@ from PIL import Image
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters or more: C:/ is a path
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
-_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")  # of encoded images
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_STARTS = (_PNG, _JPEG, b"GIF8", b"RIFF", b"II*\0", b"MM\0*")  # of encoded images
 _CHANNELS = (1, 3, 4)
 
 
@@ -160,7 +161,9 @@ def without_metadata(source: Path | bytes | Image.Image) -> bytes | None:
     if isinstance(source, Image.Image):
         return None
     content = source.read_bytes() if isinstance(source, Path) else source
-    parts = list(_png_parts(content) if content.startswith(_STARTS[0]) else _jpeg_parts(content))
+    if not content.startswith((_PNG, _JPEG)):
+        return None
+    parts = list(_png_parts(content) if content.startswith(_PNG) else _jpeg_parts(content))
     kept = b"".join(part for part, needed in parts if needed)
     return kept if 0 < len(kept) < len(content) else None
 
@@ -183,7 +186,7 @@ def _jpeg_parts(content: bytes) -> Iterator[tuple[bytes, bool]]:
     which Adobe's says what the colours are and Exif which side is up.
     """
     at = 2
-    yield content[:at], content.startswith(b"\xff\xd8")
+    yield content[:at], True
     while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] not in (b"\xda", b""):
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
         segment = content[at:end]
