@@ -162,7 +162,7 @@ def test_axes_have_our_names_and_the_rest_is_fixed(exported: Any) -> None:
     assert shapes["vision/image_features"] == ["images", "image_tokens", 32] == shapes["language/image_features"]
     assert shapes["language/input_ids"] == ["batch", "sequence"]
     assert shapes["language/position_ids"] == ["batch", 3, "sequence"]
-    assert shapes["language/instructed"] == ["batch"]
+    assert "language/instructed" not in shapes  # of gated adapters alone (test_adapters)
     assert shapes["language/embeddings"] == ["batch", 32]
 
 
