@@ -18,7 +18,9 @@ import zoo
 from zoo import cli
 from zoo.card import card_of_run, card_text, example_of_use
 from zoo.command_line import read_command_line
+from zoo.comparison.plan import plan
 from zoo.errors import UnknownNameError
+from zoo.loading import recipe_at
 from zoo.nn.start import recipe_without_pretrained
 from zoo.weights import sha256
 
@@ -152,6 +154,15 @@ def test_a_bundles_recipe_works_where_the_bundle_is(released: Path, tmp_path: Pa
     (tmp_path / "recipe.yaml").write_text((released / "recipe.yaml").read_text("utf-8"), "utf-8")
     assert run("fit", "--config", tmp_path / "recipe.yaml") == cli.EXIT_BAD_INPUT
     assert "names files of a bundle (bundle:...), but does not lie in one" in capsys.readouterr().err
+
+
+def test_a_bundles_recipe_names_its_files_wherever_recipes_are_read(released: Path) -> None:
+    """`zoo cache` and `zoo compare` take recipe files, too."""
+    recipe = recipe_at(released / "recipe.yaml")
+    assert recipe.name == "theirs" and recipe.raw["model"]["init_args"]["processor"]["init_args"]["words"] == str(
+        released / "words.json"
+    )
+    assert "bundle:" not in json.dumps(plan([str(released / "recipe.yaml")], Path("out")).configs["theirs"])
 
 
 # ---- fitting ----

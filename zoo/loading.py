@@ -158,6 +158,15 @@ def recipe_of(name: str) -> tuple[str, dict[str, Any]]:
     return name, raw
 
 
+def recipe_at(file: Path) -> Recipe:
+    """A recipe file. One that lies in a bundle is called like it and names its files. Raises as `load`."""
+    recipe = read_recipe(file)
+    if file.name == "recipe.yaml" and is_bundle(file.parent):
+        name, raw = recipe_of(f"path:{file.parent}")
+        return replace(recipe, name=name, raw=raw)
+    return recipe
+
+
 # ---- from a recipe ---------------------------------------------------------------------------------------------------
 
 

@@ -61,9 +61,9 @@ def _fill(args: argparse.Namespace) -> list[Filled]:
     from zoo.catalog import find_path
     from zoo.data.listing import list_data
     from zoo.latents import fill
-    from zoo.recipe import read_recipe
+    from zoo.loading import recipe_at
 
-    recipe = read_recipe(Path(find_path(args.config)))
+    recipe = recipe_at(find_path(args.config))
     module, data, settings = _built(recipe.raw, recipe.name)
     check_module(module)
     listings = list_data(data)  # before weights are read: what can't be listed is refused at once

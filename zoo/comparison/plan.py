@@ -14,7 +14,8 @@ import yaml
 from zoo.catalog import find_path
 from zoo.errors import RecipeError
 from zoo.files import replacing
-from zoo.recipe import Recipe, read_recipe
+from zoo.loading import recipe_at
+from zoo.recipe import Recipe
 
 RESULTS = "results-test.json"  # as zoo.callbacks.results_file names it
 LOG = "log.txt"
@@ -109,11 +110,11 @@ def plan(names: Sequence[str], out: Path, *, data: str = "", seeds: int = 3, ste
     """
     if seeds < 1 or (steps is not None and steps < 1):
         raise RecipeError(f"--seeds {seeds}, --steps {steps}: give numbers of at least 1")
-    recipes = [read_recipe(find_path(name)) for name in names]
+    recipes = [recipe_at(find_path(name)) for name in names]
     twice = [name for name, count in Counter(recipe.name for recipe in recipes).items() if count > 1]
     if twice:
         raise RecipeError(f"two recipes are called '{twice[0]}': rename one file, the stem is the name in the table")
-    source = read_recipe(find_path(data)) if data else recipes[0]
+    source = recipe_at(find_path(data)) if data else recipes[0]
     if not isinstance(source.raw.get("data"), dict):
         raise RecipeError(f"recipe '{source.name}' has no `data:` section: name one that has, with --data")
     ours = str(source.raw["data"].get("class_path", "")).rpartition(".")[2] == "EmbeddingData"
