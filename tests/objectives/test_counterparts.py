@@ -5,21 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
+from pkgutil import iter_modules
 
 import pytest
 import torch
 from encoded_rows import WIDTH, check_ranks, check_tiles, close, encoded, leaves, outcome, randn, trained, unit
 from torch import Tensor, nn
 
+import zoo.objectives
 from zoo.errors import RecipeError
+from zoo.nn.conditioned_pooling import ConditionedPooling
 from zoo.objectives.adjust import FalseNegativeFilter, HardestNegatives, Hardness, Margin
 from zoo.objectives.combined import Weighted
 from zoo.objectives.counterparts import counterparts, rows_of
+from zoo.objectives.flair import Flair
 from zoo.objectives.gap import ContrastiveGap
 from zoo.objectives.geodesic_mixup import GeodesicMixup
 from zoo.objectives.infonce import InfoNCE
 from zoo.objectives.masked_words import MaskedWords
+from zoo.objectives.meme import MEME
 from zoo.objectives.mixed_pairs import CoinFlipMixup
+from zoo.objectives.objective import Objective
 from zoo.objectives.pcme import PCME
 from zoo.objectives.pcmepp import PCMEPP
 from zoo.objectives.positive_margin import PositiveMargin
@@ -94,6 +101,7 @@ PER_PAIR: dict[str, Callable[[], nn.Module]] = {  # means over what there is, or
     "pcme, official": lambda: PCME(4.0, 3.0, samples=3, vib=0.2, uniformity=0.3, form="official"),
     "probvlm": lambda: ProbVLM(1.0, 0.3, 0.2),
     "masked words": lambda: MaskedWords(WIDTH, 11, 1, 2),
+    "flair": lambda: Flair(ConditionedPooling(WIDTH, 2), 1 / SCALE, -1.0, "linear"),
 }
 BOTH: dict[str, Callable[[], nn.Module]] = {  # the part of the same name in PER_SAMPLE, and means
     "pcme": lambda: PCME(4.0, 3.0, samples=3, vib=0.2, uniformity=0.3),
@@ -107,6 +115,15 @@ EVERY |= {f"{name} and more": (make, 1.0) for name, make in BOTH.items()}
 def made(name: str) -> nn.Module:
     torch.manual_seed(0)
     return EVERY[name][0]().double()
+
+
+def test_every_objective_is_tried() -> None:
+    """But MEME, which is made for samples that lack a view and has its own tests."""
+    modules = [import_module(f"zoo.objectives.{found.name}") for found in iter_modules(zoo.objectives.__path__)]
+    parts = {part for module in modules for part in vars(module).values() if isinstance(part, type)}
+    objectives = {part for part in parts if Objective in part.__mro__ and part is not Objective}
+    tried = {type(part) for name in EVERY for part in made(name).modules()}
+    assert objectives - tried == {MEME}
 
 
 def complete(name: str = "") -> Encoded:

@@ -67,6 +67,33 @@ def test_same_cells_are_those_of_the_loop(seed: int, contents: int) -> None:
         assert torch.equal(Match(part, batch, rows, columns).same(EVERYTHING), found[kept])
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("contents", [3, 40])
+def test_further_negatives_that_are_right_are_those_of_the_loop(seed: int, contents: int) -> None:
+    """A mined negative with the content of any right column, not of the own one alone, is none."""
+    batch = random_rows(seed, contents)
+    keys = torch.tensor([random.Random(seed).randrange(contents) + 1000 for _ in range(6)] + [7])
+    found = Match(batch, batch, "query", "target").equals_target(EVERYTHING, keys)
+    targets = batch.keys["target"].tolist()
+    for i in range(len(batch.owners["query"])):
+        right = {key for j, key in enumerate(targets) if as_right(batch, "query", i, "target", j)}
+        assert found[i].tolist() == [key in right for key in keys.tolist()]
+
+
+def test_a_mined_negative_that_answers_an_equal_query_is_masked() -> None:
+    """Samples 0 and 1 ask the same; the negative of sample 1 is the target of sample 0."""
+    batch = encoded(3)
+    batch.keys["query"] = torch.tensor([5, 5, 6])
+    batch.views["negatives"] = Embedding(unit(2, WIDTH, seed=9))
+    batch.owners["negatives"], batch.keys["negatives"] = torch.tensor([1, 2]), torch.tensor([100, 900])
+    columns = torch.cat([batch.views[name].vector for name in ("target", "negatives")])
+    logits = 8 * batch.views["query"].vector @ columns.T
+    kept = ([0, 2, 4], [1, 2, 4], [0, 1, 2, 3, 4])
+    losses = [logits[i, some].logsumexp(0) - logits[i, i] for i, some in enumerate(kept)]
+    found = InfoNCE(0.125).double()(batch, batch)["loss"]
+    close(outcome(found, leaves(batch)), outcome(sum(losses) / 3, leaves(batch)))
+
+
 def test_distinct_is_found_where_several_rows_have_nothing_in_common() -> None:
     batch = encoded(4, 3, labels=torch.tensor([1, -1, 2, -1]))
     assert Match(batch, batch, "query", "target").distinct and Match(batch, batch, "target", "query").distinct

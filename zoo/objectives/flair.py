@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.errors import RecipeError
 from zoo.objectives.contrastive import at_least_fp32, row_blocks
+from zoo.objectives.counterparts import counterparts
 from zoo.objectives.direction import Duplicates
 from zoo.objectives.match import Match
 from zoo.objectives.objective import Objective, view
@@ -33,6 +34,7 @@ class Flair(nn.Module, Objective):
 
     Inputs:
         a view of pictures with tokens (`tokens: true` of the model), one row per sample; a view of texts, K rows per sample.
+        A sample that lacks one of them weighs nothing.
 
     Args:
         pooling: (texts (r, T, E), tokens (r, L, E), mask (r, L) or None) -> (r, T, E). It is trained and kept with the
@@ -76,13 +78,15 @@ class Flair(nn.Module, Objective):
     def forward(self, local: Encoded, everyone: Encoded) -> dict[str, Tensor]:
         """See `Objective`. Besides `loss`: its halves `conditioned` and `whole`, `temperature` and `bias`."""
         scale = self.temperature()
-        samples, texts = len(everyone.sample), len(view(everyone, self.texts).vector)
+        part = len(local.sample) / len(everyone.sample)
+        local, everyone = counterparts(local, everyone, self.pictures, self.texts)
+        samples, texts = len(everyone.owners[self.pictures]), len(view(everyone, self.texts).vector)
         each = texts_per_sample(everyone, self.texts)
         whole = sigmoid_losses(local, everyone, self.pictures, self.texts, scale, self.bias, self.duplicates)
         conditioned = self._conditioned(local, everyone, scale, each)
         weights = local.weights[torch.searchsorted(local.sample, local.owners[self.pictures])]
-        part = len(local.sample) / samples
-        mps, tcs = (whole * weights).sum() / texts, (conditioned * weights).sum() / (samples + each - 1)
+        mps = (whole * weights).sum() / max(1, texts)
+        tcs = (conditioned * weights).sum() / max(1, samples + each - 1)
         return {
             "loss": (mps + tcs) / 2,
             "conditioned": tcs.detach() / part,
@@ -113,9 +117,12 @@ class Flair(nn.Module, Objective):
             picture.mask,
             at_least_fp32(view(everyone, self.texts).vector),
         )
+        if not len(tokens):  # attention refuses no rows at all; every parameter gets its gradient of 0 all the same
+            return tokens.sum((1, 2)) + 0 * sum(parameter.sum() for parameter in self.pooling.parameters())
         match = Match(local, everyone, self.pictures, self.texts)
-        drawn = self.drawn(len(tokens), len(everyone.sample), each, texts.device)
-        chosen = choose_texts(match.row_owner, everyone.sample, match.column_owner, drawn)
+        samples = match.column_owner.unique()
+        drawn = self.drawn(len(tokens), len(samples), each, texts.device)
+        chosen = choose_texts(match.row_owner, samples, match.column_owner, drawn)
         queries = self._queries(view(everyone, self.texts))
         masked = None if bool(mask.all()) else mask
 
@@ -149,8 +156,10 @@ class Flair(nn.Module, Objective):
 
 
 def texts_per_sample(encoded: Encoded, name: str) -> int:
-    """K. RecipeError unless all samples have equally many rows in the view `name`."""
-    counts = torch.bincount(torch.searchsorted(encoded.sample, encoded.owners[name]), minlength=len(encoded.sample))
+    """K, 0 if no sample has any. RecipeError unless all samples that have rows in the view `name` have equally many."""
+    counts = encoded.owners[name].unique(return_counts=True)[1]
+    if not len(counts):
+        return 0
     if int(counts.min()) != int(counts.max()):
         raise RecipeError(
             f"FLAIR needs equally many texts per sample; the view '{name}' has {int(counts.min())} to {int(counts.max())} "

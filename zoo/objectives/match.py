@@ -23,10 +23,10 @@ class Match:
 
     def __init__(self, local: Encoded, everyone: Encoded, rows: str, columns: str, also: str = "") -> None:
         self.row_owner, self.column_owner = local.owners[rows], everyone.owners[columns]
-        self._targets = keys_of_owner(local, columns, self.row_owner)
+        self._contents = everyone.keys[columns]
         self._pairs = [
             (_labels(local, self.row_owner)[:, None], _labels(everyone, self.column_owner)[:, None]),
-            (self._targets, _table(everyone.keys[columns])),
+            (keys_of_owner(local, columns, self.row_owner), _table(self._contents)),
             (_table(local.keys[rows]), keys_of_owner(everyone, rows, self.column_owner)),
         ]
         self._marks = [(everyone.labels, everyone.sample)]
@@ -50,11 +50,14 @@ class Match:
         return cells
 
     def equals_target(self, part: slice, keys: Tensor) -> Tensor:
-        """(r, K) bool: which of the content keys (K,) are that of one of the row's own columns."""
-        targets = self._targets[part]
-        found = torch.zeros(len(targets), len(keys), dtype=torch.bool, device=keys.device)
-        for mark in targets.unbind(1):
-            found |= (mark[:, None] == keys[None, :]) & (mark[:, None] != _NONE)
+        """(r, K) bool: which of the content keys (K,) are those of right columns, the own ones and what is as right."""
+        cells = self.own(part) if self.distinct else self.same(part)
+        contents, code = self._contents.unique(return_inverse=True)
+        if not len(contents):
+            return cells.new_zeros(len(cells), len(keys))
+        right = cells.new_zeros(len(cells), len(contents), dtype=torch.float32).index_add_(1, code, cells.float()) > 0
+        place = torch.searchsorted(contents, keys).clamp(max=len(contents) - 1)
+        found: Tensor = right[:, place] & (contents[place] == keys)
         return found
 
     @cached_property
