@@ -107,7 +107,7 @@ def test_bad_pictures_are_left_out_where_the_recipe_says_so(tmp_path: Path, caps
     with pytest.raises(SampleError, match=r"pairs, image 3 .*is not a picture"):
         cache(recipe(tmp_path, data=data), tmp_path / "latents")
     data["init_args"]["on_bad_sample"] = "skip"
-    assert cache(recipe(tmp_path, data=data), tmp_path / "latents") == 0
+    assert cache(recipe(tmp_path, data=data), tmp_path / "latents") == 3
     assert "note: 2 images of pairs can't be used; " in capsys.readouterr().out
     assert lists_in(tmp_path / "latents")["image"].rows == 10
 

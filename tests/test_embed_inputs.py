@@ -150,6 +150,8 @@ def test_what_steers_a_terminal_is_escaped(model: str, tmp_path: Path, capsys: A
     assert cli.main(["search", model, "red", "--in", str(tmp_path / "f"), "--device", "cpu"]) == 0
     (tmp_path / "f" / "a\033]0;b\007.png").write_bytes(b"no image")
     assert cli.main(["search", model, "red", "--in", str(tmp_path / "f"), "--device", "cpu"]) == 2
+    picture(tmp_path / "f" / "ok.png")
+    assert cli.main(["search", model, "red", "--in", str(tmp_path / "f"), "--device", "cpu"]) == 3
     said = capsys.readouterr()
     assert "a\\x1b]0;b\\x07.png" in said.out and "a\\x1b]0;b\\x07.png" in said.err
     assert not {"\033", "\007"} & set(said.out + said.err)
@@ -159,6 +161,14 @@ def test_a_folder_of_tables_is_told_apart(model: str, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "r.parquet")
     with pytest.raises(ZooError, match=r"no images in .*; for its tables, give '.*/\*\.parquet'"):
         open_rows(tmp_path)
+
+
+def test_a_text_of_a_table_that_is_not_utf_8_is_one_bad_row(model: str, tmp_path: Path) -> None:
+    texts = pa.array([b"red", b"caf\xe9", b"dog"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "r.parquet")
+    assert embed(model, tmp_path / "r.parquet", "--out", tmp_path / "o.parquet") == 3
+    assert list(read_vectors(tmp_path / "o.parquet").ids) == ["0", "2"]
+    assert "not UTF-8" in bad(tmp_path / "o.parquet")["1"]
 
 
 def test_a_damaged_row_group_is_so_many_bad_rows(model: str, tmp_path: Path) -> None:

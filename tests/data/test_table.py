@@ -147,6 +147,19 @@ def test_an_image_id(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_a_text_that_is_not_utf_8_is_one_bad_row(kind: str, tmp_path: Path) -> None:
+    """Arrow does not check it."""
+    texts = pa.array([b"one two", b"caf\xe9", b"three four"], pa.binary()).view(pa.string())
+    content = table(3, caption=texts)
+    place = parquet(tmp_path / "a.parquet", content) if kind == "parquet" else saved(tmp_path / "saved", content)
+    found = quiet(str(place))
+    with pytest.raises(SampleError, match="a text is not UTF-8"):
+        draw(found, 1)
+    assert [draw(found, n).views["target"].text for n in (0, 2)] == ["one two", "three four"]
+    assert list(found.captions()) == [("one two",), (), ("three four",)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
 @pytest.mark.parametrize(
     "ids", [pa.array(["a", None, "a", None, "", ""]), pa.array([1.0, None, 1.0, None, float("nan"), float("nan")])]
 )

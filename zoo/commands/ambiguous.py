@@ -2,7 +2,8 @@
 
 --in takes a folder of pictures (embedded once, then kept in the cache until something changes), a .parquet file that
 `zoo embed` wrote, of pictures or of texts, or `emoji`, the packaged drawings. The uncertainty of an item is the trace of its
-covariance; what it is worth is told by the results of a test (docs/probabilistic.md).
+covariance; what it is worth is told by the results of a test (docs/probabilistic.md). The exit code is 3 if images of the
+folder could not be used.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     import zoo
     from zoo.vectors.gallery import gallery, write_page
     from zoo.vectors.place import open_place
+    from zoo.vectors.search import EXIT_SOME_BAD
 
     if args.top < 1:
         raise ZooError(f"--top {args.top}: at least 1")
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for remark in [*place.remarks, *write_page(page, args.html, "ambiguous.html", args.open)]:
         print(f"note: {remark}")
-    return 0
+    return EXIT_SOME_BAD if place.bad else 0
 
 
 def _print(order: Sequence[int], uncertainty: npt.NDArray[np.float64], place: Place) -> None:

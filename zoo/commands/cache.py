@@ -1,7 +1,8 @@
 """Encode the data of a recipe once, for training on frozen encoders: `zoo cache --config recipes/NAME.yaml`.
 
 What is there already is kept, and a stopped run goes on. A fit with `cache: {enabled: true}` fills by itself; this fills
-without training. --list shows what is kept, --remove frees it.
+without training. --list shows what is kept, --remove frees it. The exit code is 3 if parts could not be used and were
+skipped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from zoo.tables import table
 if TYPE_CHECKING:
     from zoo.latents import Filled
 
+EXIT_SOME_BAD = 3  # as of `zoo embed`
 _ALL = "all"
 
 
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         filled = _fill(args)
         _verify(filled)
         _print_filled(filled)
+        return EXIT_SOME_BAD if any(one.manifest.left_out for one in filled) else 0
     return 0
 
 

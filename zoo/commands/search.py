@@ -1,7 +1,8 @@
 """Find pictures and texts: `zoo search vlm2vec-emoji "a slice of pizza" --in emoji`.
 
 --in takes a folder of pictures (embedded once, then kept in the cache until something changes), a .parquet file that
-`zoo embed` wrote, or `emoji`, the packaged drawings. A query may hold text, pictures, or both, under an instruction.
+`zoo embed` wrote, or `emoji`, the packaged drawings. A query may hold text, pictures, or both, under an instruction. The
+exit code is 3 if images of the folder could not be used.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from zoo.items import to_items
     from zoo.vectors.gallery import gallery, write_page
     from zoo.vectors.place import open_place
-    from zoo.vectors.search import nearest
+    from zoo.vectors.search import EXIT_SOME_BAD, nearest
 
     if not (args.text or "").strip() and not args.image:
         raise ZooError("nothing to look for: give a text, --image FILE, or both")
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for remark in [*place.remarks, *write_page(page, args.html, "search.html", args.open)]:
         print(f"note: {remark}")
-    return 0
+    return EXIT_SOME_BAD if place.bad else 0
 
 
 # ---- what people see -------------------------------------------------------------------------------------------------

@@ -17,11 +17,14 @@ from zoo.vectors.search import cached_index, read_index
 
 @dataclass(frozen=True)
 class Place:
-    """Vectors of a place. pictures: by id, those that are no files. remarks: for the user."""
+    """Vectors of a place. pictures: by id, those that are no files. remarks: for the user. bad: items that could not be used
+    when it was embedded.
+    """
 
     index: VectorFile
     pictures: Mapping[str, Any] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    bad: int = 0
 
     def picture(self, row: int) -> Any:
         """The picture of a row, as a path or bytes; None where it has none."""
@@ -39,11 +42,11 @@ def open_place(place: str, embedder: Embedder) -> Place:
     path = Path(place).expanduser()
     if place == "emoji" and not path.exists():
         rows = EmojiRows()
-        index, remarks = cached_index(rows, "emoji", embedder)
-        return Place(index, rows.pictures, remarks)
+        index, remarks, bad = cached_index(rows, "emoji", embedder)
+        return Place(index, rows.pictures, remarks, bad)
     if path.is_dir():
-        index, remarks = cached_index(open_rows(path), str(path.absolute()), embedder)
-        return Place(index, {}, remarks)
+        index, remarks, bad = cached_index(open_rows(path), str(path.absolute()), embedder)
+        return Place(index, {}, remarks, bad)
     if path.suffix == ".parquet" and path.is_file():
         return Place(read_index(path, embedder))
     problem = "is neither" if path.exists() else "does not exist"

@@ -251,7 +251,7 @@ class _Parquet:
             try:
                 if end > first:  # groups before are skipped without being read
                     for batch in file.iter_batches(256, row_groups=[group], columns=wanted):
-                        yield from batch.slice(min(len(batch), max(0, first - start))).to_pylist()
+                        yield from _records(batch.slice(min(len(batch), max(0, first - start))))
                         start += len(batch)
             except (OSError, ValueError, pyarrow.ArrowException) as error:
                 yield from [f"row group {group} can't be read: {error}"] * (end - max(start, first))
@@ -267,6 +267,18 @@ class _Parquet:
         for record in self.records(0, [f"{column}.path" if paths else column]):
             if not isinstance(record, str):
                 yield record[column]
+
+
+def _records(batch: Any) -> Iterator[Mapping[str, Any] | str]:
+    """The rows of a batch; Arrow does not check whether texts are UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for row in range(len(batch)):
+            try:
+                yield from batch.slice(row, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                yield f"a text is not UTF-8: {error}"
 
 
 class _JsonLines:

@@ -20,6 +20,9 @@ from zoo.vectors.files import VectorFile, Vectors, read_vectors
 from zoo.vectors.rows import Rows
 from zoo.vectors.run import embed_rows
 
+Index = tuple[VectorFile, list[str], int]
+EXIT_SOME_BAD = 3  # as of `zoo embed`
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -50,7 +53,7 @@ def read_index(path: Path, embedder: Embedder) -> VectorFile:
     return index
 
 
-def cached_index(rows: Rows, place: str, embedder: Embedder, *, batch_size: int = 32) -> tuple[VectorFile, list[str]]:
+def cached_index(rows: Rows, place: str, embedder: Embedder, *, batch_size: int = 32) -> Index:
     """The vectors of `rows`: read from the cache if neither they nor the model changed, else made and kept there.
 
     Args:
@@ -60,7 +63,7 @@ def cached_index(rows: Rows, place: str, embedder: Embedder, *, batch_size: int 
         batch_size: rows that the model gets at once.
 
     Returns:
-        the vectors, and remarks for the user.
+        the vectors, remarks for the user, and how many rows could not be used.
     """
     precision = "" if embedder.dtype == torch.float32 else f"\n{embedder.dtype}"
     about = f"{place}\n{embedder.fingerprint()}{precision}".encode("utf-8", "surrogateescape")
@@ -68,19 +71,20 @@ def cached_index(rows: Rows, place: str, embedder: Embedder, *, batch_size: int 
     folder = cache_folder() / "indexes"
     if not _writable(folder):
         with tempfile.TemporaryDirectory(prefix="zoo-") as temporary:
-            index, remarks = _made(rows, Path(temporary) / "index.parquet", embedder, batch_size)
-        return index, [*remarks, f"{folder} can't be written, so the index is not kept (ZOO_CACHE names another place)"]
+            index, remarks, bad = _made(rows, Path(temporary) / "index.parquet", embedder, batch_size)
+        kept = f"{folder} can't be written, so the index is not kept (ZOO_CACHE names another place)"
+        return index, [*remarks, kept], bad
     return _made(rows, folder / f"{embedder.name.replace(os.sep, '-')}-{key}.parquet", embedder, batch_size)
 
 
-def _made(rows: Rows, out: Path, embedder: Embedder, batch_size: int) -> tuple[VectorFile, list[str]]:
+def _made(rows: Rows, out: Path, embedder: Embedder, batch_size: int) -> Index:
     if not out.exists():
         print(f"embedding {len(rows):,} rows with {embedder.name}, for this and later searches ...", file=sys.stderr)
     result = embed_rows(embedder, rows, out, batch_size=batch_size, earlier="replace")
     remarks = (
         [f"{result.bad:,} of {result.rows:,} rows could not be used; {out}.bad.jsonl lists them"] if result.bad else []
     )
-    return read_vectors(out), remarks
+    return read_vectors(out), remarks, result.bad
 
 
 def _writable(folder: Path) -> bool:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoo.data.sources.parquet_rows import values_of
 from zoo.data.text_files import read_json
-from zoo.errors import UnknownNameError, ZooError
+from zoo.errors import SampleError, UnknownNameError, ZooError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -87,20 +88,24 @@ class ArrowRows:
     def row(self, index: int) -> dict[str, Any]:
         """The columns of one row."""
         file, inside = self._place(index)
-        return {name: self._tables[file].column(name)[inside].as_py() for name in self.columns}
+        try:
+            return {name: self._tables[file].column(name)[inside].as_py() for name in self.columns}
+        except UnicodeDecodeError as error:
+            raise SampleError(f"{self.where(index)}: a text is not UTF-8: {error}") from error
 
     def values(self, column: str) -> Iterator[Any]:
         """One column from top to bottom."""
         for table in self._tables:
             for chunk in table.column(column).chunks:
-                yield from chunk.to_pylist()
+                yield from values_of(chunk)
 
     def paths(self, column: str) -> Iterator[str | None]:
         """The field `path` of a column of structs, without the bytes beside it."""
         from pyarrow import compute
 
         for table in self._tables:
-            yield from compute.struct_field(table.column(column), "path").to_pylist()
+            for chunk in table.column(column).chunks:
+                yield from values_of(compute.struct_field(chunk, "path"))
 
     def where(self, index: int) -> str:
         """`FILE/ROW`, rows counted from 0."""

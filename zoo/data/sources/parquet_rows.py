@@ -25,6 +25,21 @@ class SlowRowsWarning(ZooWarning):
     """Single rows of a file can only be read at the price of many."""
 
 
+def values_of(array: pyarrow.Array) -> list[Any]:
+    """Arrow values as Python objects; None for a text that is not UTF-8, which Arrow does not check."""
+    try:
+        return list(array.to_pylist())
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in array]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return None
+
+
 class ParquetRows:
     """Rows of Parquet files in a row.
 
@@ -88,7 +103,10 @@ class ParquetRows:
         number = int(np.searchsorted(self._ends, index, side="right"))
         table = self._table(number)
         inside = index - int(self._ends[number]) + len(table)
-        return {name: table.column(name)[inside].as_py() for name in self.columns}
+        try:
+            return {name: table.column(name)[inside].as_py() for name in self.columns}
+        except UnicodeDecodeError as error:
+            raise SampleError(f"{self.where(index)}: a text is not UTF-8: {error}") from error
 
     def values(self, column: str) -> Iterator[Any]:
         """One column from top to bottom, without the others."""
@@ -97,7 +115,7 @@ class ParquetRows:
         for number, file in enumerate(self.files):
             try:
                 for batch in self._file(number).iter_batches(columns=[column], use_threads=False):
-                    yield from batch.column(0).to_pylist()
+                    yield from values_of(batch.column(0))
             except (OSError, pyarrow.ArrowException) as error:
                 raise ZooError(f"column '{column}' of {file} can't be read: {error}") from error
 

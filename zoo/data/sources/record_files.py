@@ -85,13 +85,16 @@ class _Table:
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise ZooError(f"{file} can't be read: {error}") from error
         self.columns = {name: table.column(name) for name in table.column_names}
-        self.rows = len(table)
+        self.file, self.rows = file, len(table)
 
     def __len__(self) -> int:
         return self.rows
 
     def value(self, column: str, row: int) -> Any:
-        return self.columns[column][row].as_py() if column in self.columns else None
+        try:
+            return self.columns[column][row].as_py() if column in self.columns else None
+        except UnicodeDecodeError as error:
+            raise SampleError(f"{self.file} row {row}: '{column}' is not UTF-8: {error}") from error
 
 
 def _opened(file: Path, columns: Sequence[str], optional: Sequence[str]) -> _Rows:
