@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,23 @@ def test_what_can_fail_fails_before_the_first_step(released: Path, tmp_path: Pat
 
 
 # ---- what a run says of itself ----
+
+
+def test_the_card_holds_the_figures_of_the_weights_that_it_releases(released: Path) -> None:
+    """Those of the best validation, though a later one came."""
+    task = {"class_path": "ImageFolderTasks", "init_args": {"path": "photos", "name": "mine"}}
+    often = ("--trainer.max_steps", 3, "--trainer.val_check_interval", 1, "--trainer.check_val_every_n_epoch", "null")
+    assert run("fit", "--start", released, "--config", own(val=[task]), *QUIET, *often) == 0
+    checkpoint = torch.load("runs/mine/checkpoints/best.ckpt", map_location="cpu", weights_only=False)
+    card = Path("runs/mine/bundle/README.md").read_text("utf-8")
+    steps = set(re.findall(r"validation at step (\d+), image_to_text\[mine\], recall@1 \|", card))
+    assert steps == {str(checkpoint["global_step"])} and "primary" not in card
+    model = zoo.load("path:runs/mine/bundle")
+    files, texts = sorted(Path("photos").glob("*.png")), ["blue cat", "green cat", "red cat"]
+    scores = model.encode_query(files) @ model.encode_document(texts).T
+    right = torch.tensor([texts.index(f"{file.stem.rstrip('018')} cat") for file in files])
+    recall = (torch.as_tensor(scores).argmax(1) == right).float().mean().item()
+    assert f"image_to_text[mine], recall@1 | {recall:.4f} |" in card
 
 
 def recipe_of(place: str, kind: str = "ImageFolder", key: str = "path", **more: Any) -> dict[str, Any]:

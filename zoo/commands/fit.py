@@ -221,8 +221,10 @@ class ZooCLI(LightningCLI):
     def after_fit(self) -> None:
         """Write the bundle of the best (or, without validation, the last) weights, and measure them on the test tasks."""
         best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
+        step = self.trainer.global_step
         if best.best_model_path:
             checkpoint = CheckpointFiles().load_checkpoint(best.best_model_path)
+            step = checkpoint["global_step"]
             self.model.on_load_checkpoint(checkpoint)
             self.model.load_state_dict(checkpoint["state_dict"])
         run_dir = Path(self.config["fit"].run_dir)
@@ -230,7 +232,8 @@ class ZooCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self.trainer.is_global_zero:
             recipe = read_recipe(run_dir / "recipe.yaml").raw
-            folder = write_bundle(self.model, recipe, run_dir / "bundle", name=self.line.name, metrics=self._measured())
+            metrics = self._measured(step)
+            folder = write_bundle(self.model, recipe, run_dir / "bundle", name=self.line.name, metrics=metrics)
             print(f"\nuse it:    {example_of_use(folder, recipe, self._caption())}")
 
     def _caption(self) -> str:
@@ -241,10 +244,18 @@ class ZooCLI(LightningCLI):
         items = [item for view in views for item in (view if isinstance(view, tuple) else (view,))]
         return next((item.text for item in items if item.text), "")
 
-    def _measured(self) -> dict[str, float]:
-        """What this run measured on the test tasks, with the weights that it releases, for the card."""
-        evaluation = next(c for c in self.trainer.callbacks if isinstance(c, RetrievalEvaluation))  # type: ignore[attr-defined]
-        return {
+    def _measured(self, step: int) -> dict[str, float]:
+        """What this run measured with the weights that it releases, those of `step`, for the card."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        history = next(c for c in callbacks if isinstance(c, History))
+        evaluation = next(c for c in callbacks if isinstance(c, RetrievalEvaluation))
+        validated = {
+            f"validation at step {step}, {', '.join(name.split('/')[1:])}": value
+            for name, curve in history.curves.items()
+            for at, value in curve
+            if name.startswith("val/") and name != "val/primary" and at == step
+        }
+        return validated | {
             f"test, {result.task.name}, {metric}": value
             for result in evaluation.results.get("test", [])
             for metric, value in result.values.items()
