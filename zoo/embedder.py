@@ -34,9 +34,10 @@ class Embedder:
 
     One thing to embed is
         str                   a text (also if a file of that name exists)
-        Path, bytes, PIL      a picture: its file, its encoded bytes, or the image itself
+        Path, bytes, PIL      an image: its file, its encoded bytes, or the image itself; also an open binary file, a numpy
+                              array (H, W, 3) or (H, W), or a tensor (3, H, W), of uint8
         dict                  any of `text`, `image` (or `images`), `place` and `instruction`; a str under `image` is a path,
-                              a place is latitude and longitude in degrees
+                              a `data:` address or base64, a place is latitude and longitude in degrees
         Item                  the same, typed
     Queries and documents are rendered by the prompt of their side; for most models the two differ, so embed the two
     sides of a search with `encode_query` and `encode_document`.

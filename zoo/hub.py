@@ -148,11 +148,11 @@ def _unreachable(place: HubPlace, error: Exception, name: str, together: Sequenc
         "     (private or gated repositories: accept their terms on the hub and run  hf auth login  first)",
         f"set ZOO_WEIGHTS=FOLDER, a copy being in FOLDER/{place.repo}"
         if not name
-        else f'give a local copy: zoo.load("{name}", weights="FOLDER"), or set ZOO_WEIGHTS=FOLDER;\n'
+        else f'give a local copy: set ZOO_WEIGHTS=FOLDER, or in Python zoo.load("{name}", weights="FOLDER");\n'
         f"     a copy of one repository, or all of them as FOLDER/{place.repo} and so on",
     ]
     if name:
-        ways.append(f'random weights, to try the architecture: zoo.load("{name}", weights=False)')
+        ways.append(f'random weights, to try the architecture in Python: zoo.load("{name}", weights=False)')
     return WeightsError(
         f"{place.repo} at revision {place.revision} can't be fetched: {why}. "
         f"{'Three' if ways[2:] else 'Two'} ways out:\n" + "\n".join(f"  {i}. {way}" for i, way in enumerate(ways, 1))

@@ -200,8 +200,8 @@ def _released(recipe: Recipe, tag: str | None, weights: bool | str | Path) -> tu
     if released is None:
         train = f"train it (zoo fit --config {recipe.path})" if recipe.path else recipe.card.notes
         raise WeightsError(
-            f"'{recipe.name}' has no released weights: {train}, give a copy (weights='FOLDER'), or take random ones "
-            "(weights=False)"
+            f"'{recipe.name}' has no released weights: {train}, give a copy (in Python weights='FOLDER'), or take "
+            "random ones (in Python weights=False)"
         )
     wanted = released.sources
     return released, [fetch_folder(source, name=recipe.name, local=local, together=wanted) for source in wanted]

@@ -158,7 +158,10 @@ def _check_request(embedder: Embedder, folder: Path, opset: int) -> None:
         raise ZooError(f"{embedder.name} can't be exported: there is no runtime for its processor ({kind})")
     parameters = list(embedder.module.parameters())
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters):
-        raise ZooError("only a float32 model on the CPU can be exported: zoo.load(NAME, device='cpu', dtype='float32')")
+        raise ZooError(
+            "only a float32 model on the CPU can be exported: `zoo export NAME` loads it so, and in Python "
+            "zoo.load(NAME, device='cpu', dtype='float32')"
+        )
 
 
 def _check_memory(name: str, size: int) -> None:
