@@ -11,6 +11,7 @@ from traceback import walk_tb
 from jsonargparse import set_loader, set_parsing_settings
 
 from zoo.errors import RecipeError, ZooError, suggest
+from zoo.kinds import classes, kinds_of_argument, kinds_of_subtypes, wrong_kind
 
 # Without this a mapping {class_path, init_args} makes an object of ANY class where a parameter is typed Any, as in the
 # config fields of a backbone: a stranger's recipe could run what it likes. Holds for every parser of this process.
@@ -35,6 +36,24 @@ _KEY = re.compile(r'Parser key "(?P<key>[^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _UNKNOWN_OPTION = re.compile(r"Option '(?P<name>[^']+)' is not accepted|Key '(?P<key>[^']+)' is not expected")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
+_GIVEN = re.compile(r"Given value: (?P<name>[\w.]+)$", re.MULTILINE)
+_WRONG_KIND = re.compile(
+    r"Import path(?P<path> \S+)? does not (?:implement protocol|correspond to a subclass of)|"
+    r".*Expected '(?P<factory>[^']+)' to be a (?:subclass of|function that returns)"
+)
+_NO_CLASS_PATH = re.compile(
+    r"Expected an instantiatable class, but \S+ is (?:a protocol|abstract)|Not a valid subclass of"
+)
+_WRONG_TYPE = re.compile(r"Expected a <class '(?P<type>[\w.]+)'>\. Got value: (?P<value>.*)")
+_TYPES = {
+    "collections.abc.Sequence": "a list; put it in [brackets]",
+    "list": "a list; put it in [brackets]",
+    "str": "text; put it in quotes",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "dict": "a mapping",
+}
 _OTHER_BRANCH = re.compile(
     r"(?:Expected a dot import path string:|Import path) (?P<name>[\w.]+)(?: does not implement|$)"
 )
@@ -48,12 +67,16 @@ def explain(error: Exception, recipe: str, options: Iterable[str] = ()) -> Recip
     """The first cause of a parser's error, where it is, and the nearest right name; `options` are those of the command."""
     keys: list[str] = []
     owner = ""
+    kinds: list[str] = []
     causes: list[str] = []
     known = {match["path"].rpartition(".")[2] for match in _CLASS.finditer(str(error))}
     for line in str(error).splitlines():
         text = line.strip().removeprefix("- ")
         if match := _KEY.match(text) or _FACTORY.match(text):
             keys.append(match["key"])
+            kinds = []
+        elif text.startswith("Subtypes: "):
+            kinds = kinds_of_subtypes(text)
         elif match := _CLASS.match(text):
             owner = match["path"]
         elif (match := _OTHER_BRANCH.match(text)) and match["name"].rpartition(".")[2] in known:
@@ -61,7 +84,13 @@ def explain(error: Exception, recipe: str, options: Iterable[str] = ()) -> Recip
         elif not _NOISE.match(text):
             causes.append(text)
             break
-    cause = _worded(causes[0] if causes else str(error).splitlines()[0], owner, options)
+    kinds = kinds or (kinds_of_argument(owner, keys[-1]) if keys else [])
+    cause = causes[0] if causes else str(error).splitlines()[0]
+    if cause.startswith("Import path does not ") and (given := _GIVEN.search(str(error))):
+        cause = cause.replace(
+            "Import path", f"Import path {given['name']}", 1
+        )  # the parser forgets a name given as text
+    cause = _worded(cause, owner, kinds, options)
     if mark := _MARK.search(str(error)):
         cause += f" ({mark[0]})"
     where = ".".join(keys) + (f" ({owner.rpartition('.')[2]})" if owner else "")
@@ -90,7 +119,7 @@ def _constructed(error: BaseException) -> str:
     return (ours[-1] if ours else classes[0]).__name__ if classes else "the model"
 
 
-def _worded(cause: str, owner: str, options: Iterable[str]) -> str:
+def _worded(cause: str, owner: str, kinds: list[str], options: Iterable[str]) -> str:
     if match := _UNRECOGNIZED.search(cause):
         return f"unknown option {match['name']}{_hint(match['name'], options)}"
     if _NO_RECIPE.search(cause):
@@ -102,7 +131,17 @@ def _worded(cause: str, owner: str, options: Iterable[str]) -> str:
         return f"{match['module']} has no '{match['name']}'{_hint(match['name'], vars(sys.modules[match['module']]))}"
     if match := _UNKNOWN_CLASS.match(cause):
         name = match["name"].rpartition(".")[2]
-        return f"there is no class '{match['name']}'{_hint(name, _classes())}"
+        if kinds and name in classes():
+            return wrong_kind(name, kinds)
+        return f"there is no class '{match['name']}'{_hint(name, (kinds and classes(kinds)) or classes())}"
+    if match := _WRONG_KIND.match(cause):
+        path = match["path"] or match["factory"] or ""
+        return wrong_kind(path.strip().rpartition(".")[2], kinds) if path and kinds else cause
+    if _NO_CLASS_PATH.match(cause) and kinds:
+        listed = ", ".join(sorted(classes(kinds))[:3])
+        return f"`class_path` is missing or misspelled: name the {' or '.join(kinds)}, such as {listed or 'its class'}"
+    if (match := _WRONG_TYPE.match(cause)) and match["type"] in _TYPES:
+        return f"{match['value']} is not {_TYPES[match['type']]}"
     return cause
 
 
@@ -120,14 +159,3 @@ def _options(class_path: str) -> set[str]:
         if "__init__" in vars(base):
             options |= set(inspect.signature(vars(base)["__init__"]).parameters) - {"self", "args", "kwargs"}
     return options
-
-
-def _classes() -> set[str]:
-    """Names of the classes that imported modules of the zoo define."""
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith("zoo.")]
-    return {
-        name
-        for module in modules
-        for name, value in vars(module).items()
-        if inspect.isclass(value) and value.__module__ == module.__name__ and not name.startswith("_")
-    }
