@@ -72,7 +72,6 @@ def wrong_kind(name: str, kinds: list[str]) -> str:
     """What to say of a class of another kind than those that are due."""
     fitting = sorted(classes(kinds) - {name, *kinds})
     listed = ", ".join(fitting[:_MOST]) + (f" and {len(fitting) - _MOST} more" if len(fitting) > _MOST else "")
-    article = "an" if kinds[0][0] in "AEIOU" else "a"
-    return f"'{name}' does not fit here: {article} {' or '.join(kinds)} is wanted" + (
-        f", such as {listed}" if listed else ""
-    )
+    article = "an" if kinds[0].startswith(("A", "E", "I", "LR", "O", "U")) else "a"
+    examples = f", such as {listed}" if listed else ""
+    return f"'{name}' does not fit here: {article} {' or '.join(kinds)} is wanted{examples}"
