@@ -95,6 +95,43 @@ def test_a_half_fetched_repository_is_not_taken_for_the_whole(hub: FakeHub, monk
         fetch_folder("hf:org/repo")
 
 
+INDEX = json.dumps(
+    {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+).encode()
+OTHER_INDEX = json.dumps({"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}).encode()
+
+
+@pytest.mark.parametrize("index", [True, False], ids=["with its index", "without its index"])
+@pytest.mark.parametrize("there", [1, 2])
+def test_one_of_two_shards_is_not_the_whole(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, index: bool, there: int
+) -> None:
+    """As after `hf download REPO FILE`: the cache itself does not know what is missing."""
+    hub.files = {"config.json": b"{}", "model-00001-of-00002.safetensors": save(TENSORS)}
+    hub.files |= {"pytorch_model.bin.index.json": OTHER_INDEX}  # of files that are not fetched beside safetensors
+    if there == 2:
+        hub.files["model-00002-of-00002.safetensors"] = save({"other": torch.zeros(2)})
+    if index:
+        hub.files["model.safetensors.index.json"] = INDEX
+    for name in hub.files:
+        huggingface_hub.hf_hub_download("org/repo", name, revision="main")
+    point_to(monkeypatch, "http://127.0.0.1:9")
+    if there == 2:
+        assert (fetch_folder("hf:org/repo") / "model-00002-of-00002.safetensors").is_file()
+    else:
+        with pytest.raises(WeightsError, match="Three ways out"):
+            fetch_folder("hf:org/repo")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"weight_map": ["a"]}', '{"weight_map": {"a": 3}}', '{"weight_map": ' + "[" * 3000]
+)
+def test_a_damaged_index_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(WeightsError, match=r"model\.safetensors\.index\.json is damaged"):
+        weight_files(tmp_path)
+
+
 def assert_ways_out(error: BaseException, name: str) -> None:
     """The message holds all three, ready to be copied."""
     text = str(error)

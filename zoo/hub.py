@@ -7,6 +7,7 @@ The cache is asked first, for branches too: a fetched copy needs no network, and
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ TIMEOUT = (
     5.0  # seconds that the hub may stay silent, so that a machine without network fails at once instead of hanging
 )
 _ADDRESS = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@]+))?(?::(?P<file>.+))?")
+_SHARD = re.compile(r"(?P<head>.*-)\d+-of-(?P<count>\d{5})(?P<tail>\.\w+)")
 _COMMON = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.yaml", "README.md", "LICENSE*"]
 
 
@@ -101,7 +103,31 @@ def _cached_folder(place: HubPlace) -> Path | None:
         )
     except LocalEntryNotFoundError:
         return None
-    return folder if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) else None
+    return folder if _has_all_weights(folder) else None
+
+
+def _has_all_weights(folder: Path) -> bool:
+    """Whether there are weight files, and all of those that an index or their own names (`-00001-of-00002`) speak of."""
+    for ending in ("safetensors", "bin"):
+        there = {path.name for path in folder.glob(f"*.{ending}")}
+        wanted = {name for index in folder.glob(f"*.{ending}.index.json") for name in shards_of(index)}
+        for name in there:
+            if match := _SHARD.fullmatch(name):
+                width, count = len(match["count"]), int(match["count"])
+                wanted |= {
+                    f"{match['head']}{i:0{width}}-of-{match['count']}{match['tail']}" for i in range(1, count + 1)
+                }
+        if there or (wanted and ending == "safetensors"):
+            return wanted <= there
+    return False
+
+
+def shards_of(index: Path) -> list[str]:
+    """The weight files that an index names. WeightsError: it is damaged."""
+    try:
+        return sorted({Path(name).name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{index} is damaged ({type(error).__name__}); fetch or copy it again") from error
 
 
 def _download_folder(place: HubPlace, name: str, together: Sequence[str]) -> Path:

@@ -12,7 +12,6 @@ Nothing here unpickles: `.bin`, `.pt` and `.ckpt` files are read with `weights_o
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import WeightsError, suggest
-from zoo.hub import HubPlace, fetch
+from zoo.hub import HubPlace, fetch, shards_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -154,8 +153,7 @@ def weight_files(folder: Path) -> list[Path]:
         for suffix in ("safetensors", "bin"):
             index = folder / f"{stem}.{suffix}.index.json"
             if index.is_file():
-                names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-                return [_existing(folder / Path(name).name, str(index)) for name in names]
+                return [_existing(folder / name, str(index)) for name in shards_of(index)]
             if (folder / f"{stem}.{suffix}").is_file():
                 return [folder / f"{stem}.{suffix}"]
     found = sorted(folder.glob("*.safetensors"))
