@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 import toy
+import yaml
+from lightning.pytorch import Callback
 
 import zoo
 from zoo import cli
-from zoo.errors import RecipeError, ZooError
+from zoo.errors import NonFiniteError, RecipeError, ZooError
 from zoo.objectives.infonce import InfoNCE
 
 
@@ -73,3 +75,23 @@ def test_an_optimizer_of_a_script(option: dict[str, Any], said: str, tmp_path: P
     module = toy.build(tmp_path, objective=InfoNCE(), optimizer=partial(torch.optim.AdamW, **option))
     with pytest.raises(RecipeError, match=f"model.optimizer: {said}"):
         module.configure_optimizers()
+
+
+class Breaks(Callback):
+    """A loss that is not finite, in the middle of a fit."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 3:
+            raise NonFiniteError("the loss is nan at step 3")
+
+
+@pytest.mark.parametrize("options", [[], ["--trainer.enable_progress_bar", "null"]])
+def test_no_bar_is_drawn_into_a_file(options: list[str], recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = yaml.safe_load(recipe.read_text("utf-8"))
+    del raw["trainer"]["enable_progress_bar"]
+    raw["trainer"] |= {"max_steps": 5, "callbacks": [{"class_path": "test_one_line_errors.Breaks"}]}
+    recipe.write_text(yaml.safe_dump(raw), "utf-8")
+    assert cli.main(["fit", "--config", str(recipe), *options]) == 2
+    out, error = capsys.readouterr()
+    assert "\r" not in out + error and "\x1b" not in out + error and "it/s" not in out + error
+    assert error.rstrip("\n").splitlines()[-1] == "error: the loss is nan at step 3"

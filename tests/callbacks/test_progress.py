@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from callbacks.towers import Pairs, Towers, task, trainer_of
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Timer
 
-from zoo.callbacks.progress import FitProgress, total_steps
+from zoo.callbacks.progress import FitProgress, ProgressLines, total_steps
 
 
 class Bars(Callback):
@@ -50,3 +51,15 @@ def test_refresh_rate(tmp_path: Path) -> None:
         Towers(), Pairs([task()])
     )
     assert [n for n, _, _ in bars.seen] == [0, 0, 0, 4, 4, 4, 4, 8, 8, 8]
+
+
+def test_lines_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer_of(tmp_path, ProgressLines(seconds=0.0), max_epochs=1).fit(Towers(), Pairs([task()]))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("training: ")]
+    assert len(lines) == 10
+    for step, line in enumerate(lines, 1):
+        left = r", about \d+ s left" if step < 10 else ""
+        assert re.fullmatch(rf"training: step {step} of 10, loss [\d.e-]+, [\d.e+]+ steps/s{left}", line), line
+    trainer_of(tmp_path, ProgressLines(), max_epochs=1).fit(Towers(), Pairs([task()]))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("training: ")]
+    assert len(lines) == 1 and lines[0].startswith("training: step 10 of 10, ")

@@ -1,12 +1,16 @@
-"""One bar for a whole fit."""
+"""One bar for a whole fit; in a log file, lines."""
 
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer, TQDMProgressBar
+
+from zoo.callbacks.terminal import show
+from zoo.progress import duration
 
 
 class FitProgress(TQDMProgressBar):
@@ -52,6 +56,49 @@ class FitProgress(TQDMProgressBar):
         bar = self.train_progress_bar
         bar.total, bar.n = total_steps(trainer), trainer.global_step
         bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+
+class ProgressLines(Callback):
+    """What the bar shows, as a line now and then: in a file, bars would be written one over the other and into what is said
+    between them.
+
+    Args:
+        seconds: between two lines.
+    """
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self.seconds = seconds
+        self._begun = (0.0, 0)  # time and step at which this run began, and at which the last line was written
+        self._told = (0.0, -1)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._begun = self._told = (time.monotonic(), trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a line if the last one is old enough."""
+        if time.monotonic() - self._told[0] >= self.seconds:
+            self._tell(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last step."""
+        if trainer.global_step != self._told[1]:
+            self._tell(trainer)
+
+    def _tell(self, trainer: Trainer) -> None:
+        now, step, total = time.monotonic(), trainer.global_step, total_steps(trainer)
+        self._told = (now, step)
+        words = [f"step {step:,}" + (f" of {total:,}" if total else "")]
+        if "train/loss" in trainer.callback_metrics:
+            words.append(f"loss {float(trainer.callback_metrics['train/loss']):.3g}")
+        rate = (step - self._begun[1]) / max(now - self._begun[0], 1e-9)
+        if rate:
+            words.append(f"{rate:.3g} steps/s")
+        if rate and total and total > step:
+            words.append(f"about {duration((total - step) / rate)} left")
+        show(trainer, "training: " + ", ".join(words))
 
 
 def total_steps(trainer: Trainer) -> int | None:

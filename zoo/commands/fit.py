@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,7 +27,7 @@ from zoo.callbacks.evaluation import RetrievalEvaluation
 from zoo.callbacks.history import History
 from zoo.callbacks.latent_caching import LatentCaching
 from zoo.callbacks.predictions import Predictions
-from zoo.callbacks.progress import FitProgress
+from zoo.callbacks.progress import FitProgress, ProgressLines
 from zoo.callbacks.report import Report
 from zoo.callbacks.results_file import ResultsFile
 from zoo.callbacks.run_record import RunRecord
@@ -113,10 +114,13 @@ class ZooCLI(LightningCLI):
             raise explain_built(error, self.line.name) from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        """With one progress bar for the whole fit, unless bars are switched off."""
+        """With one progress bar for the whole fit, unless bars are switched off; in a log file, with lines instead."""
         bar = config.get("enable_progress_bar")
+        if bar is None:
+            bar = config["enable_progress_bar"] = sys.stdout.isatty()
+            callbacks = callbacks if bar else [*callbacks, ProgressLines()]
         try:
-            return super()._instantiate_trainer(config, callbacks if bar is False else [*callbacks, FitProgress()])
+            return super()._instantiate_trainer(config, [*callbacks, FitProgress()] if bar else callbacks)
         except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
             asked = {name: config.get(name) for name in ("accelerator", "devices", "strategy", "precision", "plugins")}
             given = ", ".join(f"{name} {value}" for name, value in asked.items() if value not in (None, "auto"))
