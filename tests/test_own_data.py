@@ -318,6 +318,15 @@ def test_the_hint_uses_what_was_trained_on(photos: Path) -> None:
         assert example_of_use(bundle, recipe, "red cat") == hint
 
 
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [("x/gone", "there is no 'x/gone'"), ("~/gone", "there is no '"), ("clip-emojy", "did you mean 'clip-emoji'")],
+)
+def test_a_start_that_is_not_there_is_one_line(photos: Path, start: str, told: str, capsys: Any) -> None:
+    assert run("fit", "--start", start, "--config", own()) == cli.EXIT_BAD_INPUT
+    assert told in capsys.readouterr().err and not Path("runs").exists()
+
+
 @pytest.mark.slow
 def test_a_released_entry_is_fitted_on_a_folder(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command of docs/start.md, for the entry whose towers come from a folder that no user has."""

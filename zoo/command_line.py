@@ -20,6 +20,7 @@ from typing import Any
 from zoo import catalog
 from zoo.bundle import is_bundle
 from zoo.errors import RecipeError
+from zoo.files import user_path
 from zoo.loading import recipe_of
 from zoo.recipe import read_mapping
 
@@ -198,5 +199,6 @@ def _config(content: Mapping[str, Any]) -> list[str]:
 
 def _place(start: str) -> str:
     """What `zoo.load` takes: a folder or file that is called like no entry may be named without its `path:`."""
-    known = ":" in start or start in catalog.names()
-    return f"path:{start}" if not known and Path(start).expanduser().exists() else start
+    if ":" in start or start in catalog.names():
+        return start
+    return f"path:{start}" if "/" in start or user_path(start).exists() else start

@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,19 +56,21 @@ EXIT_SOME_BAD = 3  # as of `zoo embed`
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser("embed.py", description="Embed texts and pictures with an exported folder.")
-    parser.add_argument("folder", type=Path, help="what `zoo export` wrote")
+    parser.add_argument("folder", type=_user_path, help="what `zoo export` wrote")
     parser.add_argument("--text", help="the text of the item")
-    parser.add_argument("--image", action="append", default=[], help="an image of the item; may be repeated")
+    parser.add_argument(
+        "--image", type=os.path.expanduser, action="append", default=[], help="an image of the item; may be repeated"
+    )
     parser.add_argument("--instruction", help="what to look for in the item")
     parser.add_argument(
         "--jsonl",
-        type=Path,
+        type=_user_path,
         help="many items: a file of lines with id, text, image(s), place and instruction; which can't be used is said",
     )
     parser.add_argument(
         "--side", choices=list(_model.VIEWS), default="document", help="whose prompt to use (default document)"
     )
-    parser.add_argument("--out", type=Path, help="write the vectors here as .npy instead of printing them")
+    parser.add_argument("--out", type=_user_path, help="write the vectors here as .npy instead of printing them")
     parser.add_argument(
         "--log-var", action="store_true", help="the log-variances, too: printed, or beside OUT as NAME.log_var.npy"
     )
@@ -89,6 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {_items.printable(str(error))}", file=sys.stderr)
         return 2
     return 0
+
+
+def _user_path(text: str) -> Path:
+    """A path as somebody typed it, `~` for their home."""
+    return Path(os.path.expanduser(text))
 
 
 def _embed_lines(model: Any, args: argparse.Namespace) -> int:

@@ -157,6 +157,16 @@ def test_check_sees_changed_weights(copied: Path, run_without_torch: Run) -> Non
     assert result.returncode == 2 and "language.onnx.data was changed after the export" in result.stderr
 
 
+def test_a_path_may_begin_at_home(
+    runtime: ModuleType, exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").symlink_to(exported.folder)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert runtime.main(["~/model", "--image", "~/a.png", "--out", "~/v.npy"]) == 0
+    assert np.load(tmp_path / "v.npy").shape[0] == 1
+
+
 def test_check_sees_other_vectors(runtime: ModuleType, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = json.loads((copied / "manifest.json").read_text("utf-8"))
     manifest["processor"]["template"]["suffix"] = ""

@@ -86,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "trust",
         "weights",
     },
-    "command_line": {"bundle", "catalog", "loading", "recipe"},
+    "command_line": {"bundle", "catalog", "files", "loading", "recipe"},
 }
 # these put everything together, so they may import all but the commands
 ASSEMBLY = {"testing", "evaluation", "serving"}
