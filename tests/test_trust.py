@@ -20,6 +20,8 @@ import yaml
 import zoo
 from zoo import trust
 from zoo.bundle import MANIFEST, write_bundle
+from zoo.cli import main
+from zoo.command_line import read_command_line
 from zoo.data.sources.emoji_tasks import EmojiTasks
 from zoo.data.sources.zero_shot import ZeroShot
 from zoo.errors import RecipeError, WeightsError, ZooError
@@ -287,6 +289,22 @@ def test_prompts_of_a_recipe_from_elsewhere_are_not_those_of_any_module(
     monkeypatch.syspath_prepend(tmp_path)
     with trust.elsewhere("a bundle"), pytest.raises(ZooError):
         ZeroShot(EmojiTasks(), templates=templates)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_fitting_from_a_bundle_runs_none_of_its_code(place: Path, tmp_path: Path, started_in: str) -> None:
+    """`--start` hands its recipe to the parser of the command line, which opens files called like a class."""
+    with_argument(place, "objective", "InfoNCE")
+    arguments = read_command_line("fit", ["--start", str(place)]).arguments
+    model = json.loads(arguments[arguments.index("--config") + 1])["model"]
+    assert model["init_args"]["objective"]["class_path"].endswith(".InfoNCE")
+    main(["fit", "--start", str(place), "--data", "EmbeddingData", "--run_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "canary").exists()
+    with_argument(place, "optimizer", "zoo.module.adamw")
+    assert "optimizer" not in read_command_line("fit", ["--start", str(place)]).arguments[1]
+    with_argument(place, "objective", "{class_path: evil.X}")
+    with pytest.raises(WeightsError, match=r"evil\.X"):
+        read_command_line("fit", ["--start", str(place)])
     assert not (tmp_path / "canary").exists()
 
 

@@ -115,17 +115,35 @@ def build_model(model: Mapping[str, Any], recipe: str) -> EmbeddingModule:
 
 
 def _built_from_elsewhere(given: dict[str, Any], recipe: str) -> EmbeddingModule:
+    parser, settings = _parsed_from_elsewhere(given, recipe)
+    with without_working_folder():
+        return _instantiated(parser, settings, recipe)
+
+
+def _parsed_from_elsewhere(given: dict[str, Any], recipe: str) -> tuple[ArgumentParser, Namespace]:
     trust.import_named(given)
     parser = ArgumentParser(exit_on_error=False, parser_mode=AS_TEXT)
     parser.add_argument("--model", type=EmbeddingModule, required=True)  # unlike subclass arguments, opens no files
     with trust.sealed() as refused:
         try:
-            settings = parser.parse_object(given)
+            settings = parser.parse_object(copy.deepcopy(given))
         except ArgumentError as error:
             raise (trust.refusal(refused[0]) if refused else explain(error, recipe)) from error
     trust.check_parsed(settings.model)
-    with without_working_folder():
-        return _instantiated(parser, settings, recipe)
+    return parser, settings
+
+
+def _written_out(given: Any, parsed: Any) -> Any:
+    """A checked recipe whose classes are all mappings: the command line would look for files called like a bare name."""
+    if isinstance(given, str) and isinstance(parsed, Namespace):
+        return {"class_path": parsed.class_path}
+    if isinstance(given, Mapping) and isinstance(parsed, Mapping | Namespace):
+        pairs = {key: (value, parsed.get(key)) for key, value in given.items()}
+        kept = {key: pair for key, pair in pairs.items() if not (isinstance(pair[0], str) and callable(pair[1]))}
+        return {key: _written_out(*pair) for key, pair in kept.items()}  # a function is the default, or was refused
+    if isinstance(given, list) and isinstance(parsed, list | tuple):
+        return [_written_out(*pair) for pair in zip(given, parsed, strict=True)]
+    return given
 
 
 def _instantiated(parser: ArgumentParser, settings: Namespace, recipe: str) -> EmbeddingModule:
@@ -155,7 +173,8 @@ def recipe_of(name: str) -> tuple[str, dict[str, Any]]:
         name, raw = recipe.name, recipe.raw
     with trust.elsewhere(place), torch.device("meta"):
         build_model(raw["model"], name)
-    return name, raw
+        settings = _parsed_from_elsewhere({"model": raw["model"]}, name)[1]
+    return name, raw | {"model": _written_out(raw["model"], settings.model)}
 
 
 def recipe_at(file: Path) -> Recipe:
