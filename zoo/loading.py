@@ -49,7 +49,8 @@ def load(
         weights: True = those of the recipe's card; False = random; a path = this copy of them: a bundle, a checkpoint,
             a folder in the layout of the card's source, or a folder that holds the card's repositories by name.
         device: default CUDA if there is one, else the CPU.
-        dtype: "float32", "bfloat16" or "float16"; default float32.
+        dtype: "float32", "bfloat16" or "float16"; default float32. Of the weights and of what is computed with them: vectors
+            are fp32 in any case.
 
     Raises:
         UnknownNameError: no such recipe; says which ones are near. WeightsError: the weights can't be had (says the
@@ -64,10 +65,16 @@ def load(
             recipe, tag = catalog.find(name)
             embedder = _from_recipe(recipe, tag, weights)
     if precision != torch.float32 and embedder.weights is not None:
-        embedder.in_full = partial(_in_full, name, weights)
+        embedder.in_full = partial(_in_full, _for_later(name), weights)
     _round(embedder.module, precision)
     embedder.module.to(place)
     return embedder
+
+
+def _for_later(name: str) -> str:
+    """The name as it holds in any working folder."""
+    kind, colon, place = name.partition(":")
+    return f"{kind}:{Path(place).expanduser().absolute()}" if colon and kind == "path" else name
 
 
 def _in_full(name: str, weights: bool | str | Path) -> Mapping[str, Tensor]:
