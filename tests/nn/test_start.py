@@ -210,6 +210,19 @@ def test_a_slow_copy_starts_where_the_model_does(before: float | None) -> None:
     assert not any(parameter.requires_grad for parameter in model.slow.parameters())
 
 
+def test_a_slow_copy_starts_from_what_a_new_part_reads() -> None:
+    """The part is named in `start_fresh` and read when fitting begins; that of the copy is told to read nothing."""
+    model, other = dual(1, 0.995), dual(2, None)
+    start_from(model, other, "the old one", ["text"])
+    model.text.pretrained = "somewhere"  # type: ignore[union-attr, assignment]
+    model.text.load_pretrained = lambda: [nn.init.normal_(p) for p in model.text.parameters()]  # type: ignore
+    model.setup("fit")
+    assert model.slow is not None
+    slow = dict(model.slow.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert name.startswith(("slow.", "objective.")) or torch.equal(parameter, slow[name]), name
+
+
 def test_a_slow_copy_is_dropped_where_there_is_none() -> None:
     start_from(dual(1, None), dual(2, 0.9), "the old one")
 

@@ -75,6 +75,16 @@ class DualEncoder(EmbeddingModule):
             self.slow = Momentum(self, momentum)
             self.slow.model.objective, self.slow.model.processor = None, self.processor
 
+    def setup(self, stage: str) -> None:
+        """As of every architecture; a slow copy starts from what was read."""
+        super().setup(stage)
+        if (
+            stage == "fit"
+            and self.slow is not None
+            and any(getattr(part, "pretrained", None) for part in self.modules())
+        ):
+            self.slow.restart(self)
+
     def train(self, mode: bool = True) -> Self:
         """As of every architecture; parts of the slow copy are in the modes of the model's own."""
         super().train(mode)
