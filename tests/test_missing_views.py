@@ -182,6 +182,17 @@ def encoder(**options: object) -> DualEncoder:
     ).train()
 
 
+@pytest.mark.parametrize("name", ["query", "target"])
+def test_records_are_embedded_whatever_they_lack(name: str) -> None:
+    """Prediction takes batches of records as training does."""
+    module = encoder().eval()
+    with torch.no_grad():
+        found = module.predict_step(module.processor(samples(dict.fromkeys(range(4), name))), 0)
+        whole = module.predict_step(module.processor(samples({})), 0)
+    other = "target" if name == "query" else "query"
+    assert len(found[name].vector) == 0 and torch.equal(found[other].vector, whole[other].vector)
+
+
 OPTIONS: dict[str, dict[str, object]] = {
     "plain": {},
     "chunks": {"chunk_size": 3},

@@ -274,7 +274,7 @@ class EmbeddingModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Embedding]:
         """Embeddings of the batch's views; callbacks measure."""
-        return {name: self.encode(inputs) for name, inputs in batch.views.items()}
+        return self._of_all_views(batch, self.encode)
 
     test_step = validation_step
     predict_step = validation_step
@@ -339,7 +339,10 @@ class EmbeddingModule(LightningModule):
         """`embed` of all views. One that no sample of the batch has is an Embedding of 0 rows, of the width and type of the
         others, so that all processes have the same views to gather, and the same gradients: all that encodes gets one of 0.
         """
-        found = {name: self.embed(inputs) for name, inputs in batch.views.items() if len(batch.owners[name])}
+        return self._of_all_views(batch, self.embed)
+
+    def _of_all_views(self, batch: Batch, encode: Callable[[Inputs], Embedding]) -> dict[str, Embedding]:
+        found = {name: encode(inputs) for name, inputs in batch.views.items() if len(batch.owners[name])}
         trained = [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("objective.")]
         trained = trained if torch.is_grad_enabled() else []
         return {name: found.get(name) or without_rows(found.values(), trained) for name in batch.views}

@@ -41,7 +41,8 @@ class Model(nn.Module):
 def test_logs_at_its_steps_and_leaves_random_numbers_alone() -> None:
     model, callback = Model().eval(), CodeUsage(every=5)
     x = torch.randn(6, 3, 4)
-    batch = SimpleNamespace(views={"query": {"x": x}, "target": {"x": x}})
+    rows = torch.arange(6)
+    batch = SimpleNamespace(views={"query": {"x": x}, "target": {"x": x}}, owners={"query": rows, "target": rows})
     callback.on_train_batch_end(SimpleNamespace(global_step=3), model, None, batch, 0)
     assert not model.logged
     model.train()
@@ -56,6 +57,18 @@ def test_logs_at_its_steps_and_leaves_random_numbers_alone() -> None:
     model.logged.clear()
     callback.on_train_batch_end(SimpleNamespace(global_step=10), model, None, batch, 0)
     assert not model.logged  # another batch of the same step
+
+
+@pytest.mark.parametrize("owners", [[0, 0, 2], []])
+def test_rows_that_are_no_pairs_are_not_compared(owners: list[int]) -> None:
+    """As many rows as the other view has, but of other samples; and no row at all."""
+    model, x = Model().eval(), torch.randn(3, 3, 4)
+    batch = SimpleNamespace(
+        views={"query": {"x": x}, "target": {"x": x[: len(owners)]}},
+        owners={"query": torch.arange(3), "target": torch.tensor(owners, dtype=torch.int64)},
+    )
+    CodeUsage(every=5).on_train_batch_end(SimpleNamespace(global_step=5), model, None, batch, 0)
+    assert set(model.logged) == {"train/codes/query", *(["train/codes/target"] if owners else [])}
 
 
 def test_models_without_codes_are_refused() -> None:

@@ -40,11 +40,12 @@ class CodeUsage(Callback):
         if trainer.global_step % self.every or trainer.global_step == self._measured:
             return
         self._measured = trainer.global_step
-        weights = {view: _weights(pl_module, batch, view) for view in self.views}
+        weights = {view: _weights(pl_module, batch, view) for view in self.views if len(batch.owners[view])}
         for view, found in weights.items():
             pl_module.log(f"train/codes/{view}", active_codes(found), batch_size=len(found))
-        first, second = weights.values()
-        if len(first) == len(second):
+        owners = [batch.owners[view] for view in self.views]
+        if len(weights) == 2 and torch.equal(*owners):  # row by row, pairs of one sample
+            first, second = weights.values()
             pl_module.log("train/codes/shared", shared_codes(first, second), batch_size=len(first))
             pl_module.log("train/codes/unrelated", shared_codes(first, second.roll(1, 0)), batch_size=len(first))
 
