@@ -413,6 +413,8 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_embedded(
     for out in (tmp_path / "file" / "o.parquet", Path("/proc/o.parquet")):
         with pytest.raises(ZooError, match="can't be written"):
             embed(model, rows, "--out", out)
+    with pytest.raises(ZooError, match="the name of the result is not valid Unicode"):
+        embed(model, rows, "--out", tmp_path / "\udce9.parquet")
     with pytest.raises(ZooError, match="is a folder; choose another"):
         embed(model, rows, "--out", tmp_path / "folder.parquet")
     assert not (tmp_path / "folder.parquet.parts").exists()

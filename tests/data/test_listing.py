@@ -184,3 +184,16 @@ def test_a_source_that_changes_while_it_is_read_is_named() -> None:
     del texts[1:]
     with pytest.raises(ZooError, match="'notes' changed while it was read: its text 2"):
         list(listing.contents([(2, 3)]))
+
+
+def test_a_file_that_vanishes_after_it_was_listed_is_left_to_whoever_opens_it(tmp_path: Path) -> None:
+    """One that changed is another content; one that is gone can only be a bad item."""
+    files = [tmp_path / f"{n}.png" for n in range(3)]
+    for file in files:
+        file.write_bytes(b"x")
+    (listing,) = list_parts("photos", lambda: [Item(images=(file,)) for file in files])
+    files[1].unlink()
+    assert list(listing.contents([(0, 3)])) == [files]
+    files[2].write_bytes(b"other")
+    with pytest.raises(ZooError, match="its image 2 is not what it was"):
+        list(listing.contents([(0, 3)]))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
+import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -144,6 +147,18 @@ def test_an_image_id(tmp_path: Path) -> None:
     found = quiet(str(parquet(tmp_path / "a.parquet", table(number=[n % 5 for n in range(10)]))), image_id="number")
     assert draw(found, 2).label == draw(found, 7).label != draw(found, 3).label
     assert [found.duplicate_key(n) == found.duplicate_key(2) for n in range(10)] == [n % 5 == 2 for n in range(10)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_a_table_whose_name_is_not_utf_8_is_one_line(kind: str, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    place = tmp_path / "a.parquet" if kind == "parquet" else tmp_path / "saved"
+    place = parquet(place, table(3)) if kind == "parquet" else saved(place, table(3))
+    shutil.move(place, odd)
+    with pytest.raises(ZooError, match="can't be read"):
+        TablePairs(str(odd / place.name))
 
 
 @pytest.mark.parametrize("kind", ["parquet", "hf"])

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     for note in notes:
         print(f"note: {note}")
     with replacing(args.out) as partial:
-        partial.write_text(_page(found, notes, args.unbiased), "utf-8")
+        partial.write_bytes(_page(found, notes, args.unbiased).encode("utf-8", "backslashreplace"))  # names of files
     print(f"heat map: {args.out}")
     return 0
 

@@ -248,7 +248,7 @@ def _identity(images: Sequence[ImageSource]) -> str:
         elif isinstance(image, bytes):
             digest.update(image)
         elif isinstance(image, str | Path):
-            digest.update(str(image).encode())
+            digest.update(str(image).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

@@ -55,7 +55,9 @@ def write_page(page: str, wanted: Path | None, name: str, show: bool) -> list[st
     path = (wanted or cache_folder() / name).absolute()
     try:
         with replacing(path) as partial:
-            partial.write_text(page, "utf-8")
+            partial.write_bytes(
+                page.encode("utf-8", "backslashreplace")
+            )  # a place may have another name than UTF-8 holds
     except ZooError as error:
         if wanted is not None:
             raise

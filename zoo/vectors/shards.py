@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from zoo.data.text_files import JsonLines, json_line
+from zoo.data.text_files import JsonLines, check_unicode, json_line
 from zoo.errors import ZooError
 from zoo.files import PARTIAL, replacing
 from zoo.locks import writing
@@ -48,6 +48,7 @@ class Shards:
     def __init__(self, out: Path, facts: Mapping[str, Any], rows: int, earlier: Earlier = "refuse") -> None:
         if out.suffix not in FORMATS:
             raise ZooError(f"'{out}' is no name for a result: it ends in {' or '.join(FORMATS)}")
+        check_unicode(str(out), "the name of the result")
         self.out, self.rows = out, rows
         self.facts: dict[str, Any] = json.loads(json.dumps(dict(facts)))  # as they come back from the file
         self.folder, self.bad_list = out.with_name(out.name + ".parts"), out.with_name(out.name + ".bad.jsonl")

@@ -126,5 +126,5 @@ def _mapped(file: Path) -> pyarrow.Table:
             return pyarrow.ipc.open_stream(mapped).read_all()
         except pyarrow.ArrowInvalid:  # the other of Arrow's two formats
             return pyarrow.ipc.open_file(mapped).read_all()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: a name that is not UTF-8
         raise ZooError(f"{file} can't be read as an Arrow file: {error}") from error

@@ -71,7 +71,7 @@ class ParquetRows:
         try:
             opened = self._file(number)
             about, schema = opened.metadata, opened.schema_arrow
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: a name that is not UTF-8
             raise ZooError(f"{file} can't be read: {error}") from error
         for column in self.columns:
             if column not in schema.names:
