@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.checkpoint import checkpoint
+from toy import recipe
 
 from zoo.errors import RecipeError, WeightsError
+from zoo.loading import build_model
 from zoo.objectives.combined import Weighted
 from zoo.objectives.flair import Flair
 from zoo.objectives.geodesic_mixup import GeodesicMixup
@@ -88,6 +90,16 @@ def test_fdt_holds_its_logarithm_between_3_and_6_and_the_scale_below_100() -> No
     for start, scale, slope in ((1.0, math.exp(3), math.exp(3)), (1e-4, 100.0, math.exp(6))):
         temperature = Temperature(start, "log", 100.0, (math.exp(-6), math.exp(-3)), "official")
         assert gradient(temperature) == pytest.approx((scale, slope), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["InfoNCE", "GeodesicMixup", "SigLIP", "SoftenedInfoNCE", "CoinFlipMixup"])
+def test_a_recipe_can_lift_the_cap(name: str, tmp_path: Path) -> None:
+    """By null, as the message about a bad `max_scale` says."""
+    arguments = {"temperature": 0.001, "learn": "log", "max_scale": None}
+    raw = recipe(tmp_path, objective={"class_path": name, "init_args": arguments})
+    objective = build_model(raw["model"], "a recipe").objective
+    temperature = next(part for part in objective.modules() if isinstance(part, Temperature))  # type: ignore[union-attr]
+    assert temperature().item() == pytest.approx(1000)
 
 
 @pytest.mark.parametrize("limits", [(0.0, 0.5), (0.5, 0.1), (0.1, 0.1), (-1.0, 1.0), (math.nan, 1.0)])

@@ -55,7 +55,7 @@ class GeodesicMixup(nn.Module, Objective):
         self,
         temperature: float = 0.01,
         learn: Learn = "no",
-        max_scale: float = 100.0,
+        max_scale: float | None = 100.0,
         duplicates: Duplicates = "mask",
         m2: float = 0.01,
         v: float = 0.0,

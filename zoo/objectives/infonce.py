@@ -57,7 +57,7 @@ class InfoNCE(nn.Module, Objective):
         self,
         temperature: float = 0.02,
         learn: Learn = "no",
-        max_scale: float = 100.0,
+        max_scale: float | None = 100.0,
         symmetric: bool = False,
         label_smoothing: float = 0.0,
         duplicates: Duplicates = "mask",
