@@ -163,6 +163,10 @@ def test_every_single_bit_of_a_short_weight_file_counts(written: Path) -> None:
         (lambda m: m["files"].update({"../outside": {"sha256": "0"}}), "outside the bundle"),
         (lambda m: m.update(format=99), "upgrade"),
         (lambda m: m.update(files=[1]), "damaged"),
+        (lambda m: m.update(kept_elsewhere=[1]), "damaged"),
+        (lambda m: m.update(kept_elsewhere="text"), "damaged"),
+        (lambda m: m.update(name="\x1b[2J"), "name that can't be shown"),
+        (lambda m: m.update(name="a" * 5000), "name that can't be shown"),
     ],
 )
 def test_manifests_that_lie_are_refused(written: Path, edit: object, message: str) -> None:
@@ -188,6 +192,7 @@ def rewrite_recipe(bundle: Path, text: str) -> None:
         ("model: [", r"recipe\.yaml is no valid YAML"),
         ("- model", r"recipe\.yaml is no recipe"),
         ("card: {}", r"recipe\.yaml has no `model:` mapping"),
+        ("card: [1]\nmodel: {class_path: X}", r"recipe\.yaml has a `card:` that is no mapping"),
     ],
 )
 def test_a_recipe_that_is_none_is_named(written: Path, text: str, message: str) -> None:

@@ -7,18 +7,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 import toy
 import yaml
+from safetensors.torch import save_file
 
 import zoo
 from zoo import catalog
 from zoo.bundle import MANIFEST, read_bundle, write_bundle
 from zoo.cli import main
 from zoo.command_line import read_command_line
+from zoo.convert.transformers_folder import load_folder
+from zoo.data.latent_folder import read_manifest
 from zoo.errors import RecipeError, WeightsError, ZooError
 from zoo.loading import build_model
 from zoo.recipe import read_mapping
+from zoo.vectors.files import read_facts, table_of
 from zoo.weights import sha256
 
 LEVELS = "".join(f"  l{i + 1}: &l{i + 1} [{', '.join([f'*l{i}'] * 10)}]\n" for i in range(9))
@@ -141,3 +148,30 @@ def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "bad.yaml").write_text(HOSTILE["a list that holds itself"][0], "utf-8")
     assert main(["fit", "--config", str(tmp_path / "bad.yaml")]) == 2
     assert "holds itself" in capsys.readouterr().err
+
+
+# ---- what is kept as JSON -------------------------------------------------------------------------------------------
+
+DEEP = "[" * 3000 + "]" * 3000
+
+
+def test_configs_of_weights_that_are_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(DEEP)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"config\.json can't be read"):
+        _ = load_folder(tmp_path).config
+
+
+@pytest.mark.parametrize("facts", [DEEP, "{", "3", "9" * 5000])
+def test_files_of_vectors_that_say_nothing_of_them(tmp_path: Path, facts: str) -> None:
+    good = table_of(["a"], [""], ["b"], np.ones((1, 2), np.float32), {"model": "x"})
+    bad = good.replace_schema_metadata({next(iter(good.schema.metadata)): facts})
+    pq.write_table(bad, tmp_path / "a.parquet")
+    with pytest.raises(ZooError, match=r"a\.parquet can't be read as a file of vectors"):
+        read_facts(tmp_path / "a.parquet")
+
+
+def test_manifests_of_latents_that_are_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(DEEP)
+    with pytest.raises(ZooError, match=r"manifest\.json can't be read"):
+        read_manifest(tmp_path)

@@ -47,6 +47,7 @@ _LIBRARIES = (
     *("numpy", "pillow"),  # read and resize images
 )
 _PREFIX = "bundle:"
+_LONGEST_NAME = 200  # ours: it becomes a part of file names
 StorageDtype = Literal["float16", "bfloat16"]
 
 
@@ -278,18 +279,23 @@ def read_bundle(folder: Path) -> Bundle:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         files, form = manifest["files"], int(manifest["format"])
         digests = {str(name): str(entry["sha256"]) for name, entry in files.items()}
+        name, elsewhere = str(manifest.get("name", folder.name)), dict(manifest.get("kept_elsewhere") or {})
     except FileNotFoundError as error:
         raise WeightsError(f"{folder} is no bundle: it has no {MANIFEST}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WeightsError(f"{folder / MANIFEST} is damaged ({error!r}); fetch or copy the bundle again") from error
     if form > FORMAT:
         raise WeightsError(f"{folder} has bundle format {form}, this zoo reads up to {FORMAT}; upgrade embedding-zoo")
+    if not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise WeightsError(f"{folder / MANIFEST} gives the bundle a name that can't be shown; fetch or copy it again")
     _verify(folder, digests)
     recipe = read_mapping(folder / RECIPE)
     if not isinstance(recipe.get("model"), dict):
         raise RecipeError(f"{folder / RECIPE} has no `model:` mapping; fetch or copy the bundle again")
+    if not isinstance(recipe.get("card", {}), dict):
+        raise RecipeError(f"{folder / RECIPE} has a `card:` that is no mapping; fetch or copy the bundle again")
     recipe["model"] = _resolved(recipe["model"], folder, digests)
-    return Bundle(folder, str(manifest.get("name", folder.name)), recipe, manifest)
+    return Bundle(folder, name, recipe, manifest | {"kept_elsewhere": elsewhere})
 
 
 def _verify(folder: Path, digests: Mapping[str, str]) -> None:

@@ -149,7 +149,7 @@ def _results(run: Run) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
         _ = found["tasks"], found["training"], found["parameters"], found["trained_parameters"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ZooError(
             f"recipe '{run.recipe}', seed {run.seed}: the results in {path} can't be read; delete the file, and the "
             "same command measures them again"

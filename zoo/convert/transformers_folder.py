@@ -49,7 +49,7 @@ def _config(folder: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} can't be read ({error}); fetch or copy it again") from error
     if not isinstance(config, dict):
         raise WeightsError(f"{path} is no config: it holds a {type(config).__name__}; fetch or copy it again")

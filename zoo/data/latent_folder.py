@@ -195,7 +195,7 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(**content, parts=parts, left_out=left_out)
     except FileNotFoundError as error:
         raise LatentError(f"{folder} is not complete: it has no {MANIFEST}; run `zoo cache` to the end") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, f"can't be read ({error})") from error
 
 

@@ -209,7 +209,7 @@ def _finished(out: Path, settings: dict[str, Any]) -> list[Shard]:
     try:
         manifest = json.loads(file.read_text("utf-8"))
         kept, shards = manifest["settings"], [Shard(**shard) for shard in manifest["shards"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ZooError(f"{file} can't be read ({error}); delete it and the shards, or choose another folder") from error
     if _STATE not in kept:  # of an earlier version, which did not ask whether files change
         settings = {name: value for name, value in settings.items() if name != _STATE}

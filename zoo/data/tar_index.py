@@ -176,7 +176,7 @@ def _read(place: Path, path: Path, state: dict[str, int]) -> TarIndex | None:
         endings = tuple(about["endings"])
         index = TarIndex(path, state["length"], state["changed"], keys, key_ends, endings, *files, left_out)
         return index if _is_sound(index) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, zipfile.BadZipFile):
         return None  # a damaged one is made again
 
 

@@ -83,7 +83,7 @@ class WordEmbeddings(nn.Module):
 def _read(path: Path, words: int) -> Tensor:
     try:
         shares: Any = torch.tensor(json.loads(path.read_text("utf-8")), dtype=torch.float32)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RecipeError(f"the word frequencies in {path} can't be read: {error}") from error
     if shares.shape != (words,) or not bool(torch.isfinite(shares).all()):
         raise RecipeError(

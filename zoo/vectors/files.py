@@ -79,8 +79,10 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise ZooError(
             f"{path} was not written by zoo embed: it does not say which model its vectors come from"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ZooError(f"{path} can't be read as a file of vectors: {error}") from error
+    if not isinstance(facts, dict):
+        raise ZooError(f"{path} can't be read as a file of vectors: what it says of them is no mapping")
     return facts
 
 

@@ -206,7 +206,7 @@ def _started_facts(folder: Path) -> dict[str, Any] | None:
         facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     return facts
 
@@ -226,7 +226,7 @@ def _result_facts(out: Path) -> dict[str, Any] | None:
         )
     try:
         facts: dict[str, Any] = json.loads(_read(about))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(about, error) from error
     return facts
 
@@ -236,7 +236,7 @@ def _read(path: Path) -> bytes:
         content = path.read_bytes()
         content.decode()
         return content
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
 
 
