@@ -152,6 +152,13 @@ def test_a_bundles_recipe_works_where_the_bundle_is(released: Path, tmp_path: Pa
     assert "bundle:words.json" in (released / "recipe.yaml").read_text("utf-8")
     assert run("fit", "--config", released / "recipe.yaml", "--start", released, "--run_dir", "runs/again") == 0
     assert zoo.load("path:runs/again/bundle").name == "theirs", "called like the bundle"
+    for command in ("test", "predict"):
+        assert run(command, "--config", released / "recipe.yaml", "--run_dir", "runs/measured") == 0
+        assert f"these are the weights of the bundle {released}" in capsys.readouterr().out
+    measured, before = (
+        json.loads(Path(f"runs/{name}/results-test.json").read_text()) for name in ("measured", "theirs")
+    )
+    assert measured["tasks"] == before["tasks"]
     (tmp_path / "recipe.yaml").write_text((released / "recipe.yaml").read_text("utf-8"), "utf-8")
     assert run("fit", "--config", tmp_path / "recipe.yaml") == cli.EXIT_BAD_INPUT
     assert "names files of a bundle (bundle:...), but does not lie in one" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import catalog
-from zoo.bundle import is_bundle
+from zoo.bundle import RECIPE, is_bundle
 from zoo.errors import RecipeError
 from zoo.files import user_path
 from zoo.loading import recipe_of
@@ -122,9 +122,9 @@ def _file(path: Path) -> _Layer:
     builds = isinstance(content.get("model"), Mapping) and "class_path" in content["model"]
     # a recipe that lies in a run is called like the run
     layer = _Layer(["--config", str(path)], dict(_flat(content)), path, path.stem, builds)
-    if path.name == "recipe.yaml":
+    if path.name == RECIPE:
         layer.name = path.absolute().parent.name
-    if path.name == "recipe.yaml" and is_bundle(path.parent):
+    if path.name == RECIPE and is_bundle(path.parent):
         layer.name, recipe = recipe_of(f"path:{path.parent}")
         layer.arguments = _config(recipe)
     elif _names_bundle_files(content):

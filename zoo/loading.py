@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from zoo import catalog, trust
-from zoo.bundle import Bundle, is_bundle, read_bundle
+from zoo.bundle import RECIPE, Bundle, is_bundle, read_bundle
 from zoo.convert.transformers_folder import load_folder
 from zoo.embedder import Embedder
 from zoo.errors import RecipeError, WeightsError, ZooError
@@ -187,7 +187,7 @@ def recipe_of(name: str) -> tuple[str, dict[str, Any]]:
 def recipe_at(file: Path) -> Recipe:
     """A recipe file. One that lies in a bundle is called like it and names its files. Raises as `load`."""
     recipe = read_recipe(file)
-    if file.name == "recipe.yaml" and is_bundle(file.parent):
+    if file.name == RECIPE and is_bundle(file.parent):
         name, raw = recipe_of(f"path:{file.parent}")
         return replace(recipe, name=name, raw=raw)
     return recipe

@@ -20,7 +20,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from zoo.bundle import check_place, clear_leftovers, write_bundle
+from zoo.bundle import RECIPE, check_place, clear_leftovers, is_bundle, write_bundle
 from zoo.callbacks.checkpoint_files import CheckpointFiles
 from zoo.callbacks.checkpointing import BestCheckpoint, ResumableCheckpoint
 from zoo.callbacks.evaluation import RetrievalEvaluation
@@ -198,6 +198,10 @@ class ZooCLI(LightningCLI):
         from zoo.loading import load_weights
 
         name, recipe = self.line.name, self.line.recipe
+        if recipe.name == RECIPE and is_bundle(recipe.parent):
+            print(f"no --ckpt_path given: these are the weights of the bundle {recipe.parent}")
+            load_weights(self.model, recipe, recipe.parent)
+            return
         weights = self.config[stage].card.get("weights")
         if not weights:
             raise WeightsError(

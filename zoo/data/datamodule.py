@@ -127,6 +127,7 @@ class EmbeddingData(LightningDataModule):
             for task in self.tasks(stage):
                 processor([Sample(f"{task.name}: query 0", {"query": task.queries[0]})])
                 processor([Sample(f"{task.name}: candidate 0", {"target": task.candidates[0]})])
+        self._tasks.pop("test", None)  # not held while training
 
     @property
     def processor(self) -> Processor:
