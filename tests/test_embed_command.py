@@ -86,7 +86,7 @@ def test_what_the_file_says_about_itself(model: str, tmp_path: Path) -> None:
     assert facts["model"] == "model" and facts["side"] == "document" and facts["dim"] == 4
     assert facts["fingerprint"] == zoo.load(model).fingerprint()
     assert facts["settings"]["instruction"] == "find red"
-    assert facts["processor"]["class_path"] == "ToyProcessor"
+    assert facts["processor"]["class_path"] == "toy.ToyProcessor"
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -279,9 +279,9 @@ def test_nothing_usable_is_an_error(model: str, tmp_path: Path) -> None:
 
 def test_values_that_are_not_finite_stop_the_run(tmp_path: Path) -> None:
     module = toy.build(tmp_path)
-    module.linear.weight.data[:, 0] = float("nan")
+    module.linear.weight.data[:, 0] = 3e38  # finite, and its sums are not
     write_bundle(module, toy.recipe(tmp_path), tmp_path / "model")
-    rows = jsonl(tmp_path / "r.jsonl", [{"id": "a", "text": "red"}])
+    rows = jsonl(tmp_path / "r.jsonl", [{"id": "a", "text": "red red red"}])
     with pytest.raises(NonFiniteError, match="row 0 'a'"):
         embed(f"path:{tmp_path / 'model'}", rows, "--out", tmp_path / "o.parquet")
 
