@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from zoo.data.images import open_image, open_images
 from zoo.errors import SampleError
@@ -243,3 +243,20 @@ def test_one_picture_that_is_not_read_yet_may_stand_in_several_samples(tmp_path:
     with Image.open(tmp_path / "one.jpg") as picture:
         found = open_images([[picture]] * 16, [f"s{i}" for i in range(16)])
     assert all(row[0].tobytes() == found[0][0].tobytes() for row in found)
+
+
+def test_a_file_that_vanishes_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder was listed, and others work in it."""
+    path, opened = tmp_path / "a.png", Image.open
+    for error in (None, UnidentifiedImageError("?")):
+        path.write_bytes(encoded(noise()))
+
+        def vanishing(source: Path, error: Exception | None = error, **options: Any) -> Image.Image:
+            source.unlink()
+            if error is not None:
+                raise error
+            return opened(source, **options)
+
+        monkeypatch.setattr(Image, "open", vanishing)
+        with pytest.raises(SampleError, match=r"^x: image .*a\.png (does not exist|is unreadable: .*No such file)"):
+            open_image(path, "x")

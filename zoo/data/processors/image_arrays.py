@@ -143,6 +143,8 @@ def _opened(source: Path | bytes | Image.Image, where: str) -> Iterator[Image.Im
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
     except UnidentifiedImageError:
         raise ImageError(f"{where} is {_unknown(source)}", damaged=True) from None
+    except FileNotFoundError as error:  # it was there a moment ago
+        raise ImageError(f"{where} does not exist") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{where} is too large: {error}") from error
     except Exception as error:  # what the readers raise on damaged headers has no common class
@@ -166,11 +168,11 @@ def _formats() -> tuple[str, ...]:
 
 def _unknown(source: Path | bytes) -> str:
     """What a file is that no reader knows, by its first bytes."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
+    try:
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
             head = file.read(12)
-    else:
-        head = source[:12]
+    except OSError as error:  # removed meanwhile
+        return f"unreadable: {error}"
     brand = head[8:] if head[4:8] == b"ftyp" else b""
     if brand in (b"avif", b"avis") and "AVIF" not in _formats():
         return "an AVIF image, which Pillow reads from 11.3 on: pip install -U pillow"

@@ -160,7 +160,10 @@ def without_metadata(source: Path | bytes | Image.Image) -> bytes | None:
     """A PNG or JPEG file without what says nothing about its pixels; the orientation stays. None = nothing was left out."""
     if isinstance(source, Image.Image):
         return None
-    content = source.read_bytes() if isinstance(source, Path) else source
+    try:
+        content = source.read_bytes() if isinstance(source, Path) else source
+    except OSError:  # removed meanwhile; what is known of it already is said
+        return None
     if not content.startswith((_PNG, _JPEG)):
         return None
     parts = list(_png_parts(content) if content.startswith(_PNG) else _jpeg_parts(content))
