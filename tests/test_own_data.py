@@ -109,6 +109,16 @@ def test_names_after_config_become_files(monkeypatch: pytest.MonkeyPatch, tmp_pa
         read_command_line("fit", ["--config=smal"])
 
 
+def test_a_run_goes_by_the_name_of_the_file_the_bundle_or_the_run(released: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/recipe.yaml").write_text("model: {a: 1}", "utf-8")
+    files = ["theirs.yaml", released / "recipe.yaml", "runs/theirs/recipe.yaml", "folder/recipe.yaml", own()]
+    names = [read_command_line("fit", ["--config", str(file)]).name for file in files]
+    assert names == ["theirs", "theirs", "theirs", "recipe", "mine"]
+    assert read_command_line("fit", ["--start", str(released)]).name == "theirs"
+    assert read_command_line("fit", ["--start", str(released), "--config", "mine.yaml"]).name == "mine"
+
+
 def test_null_is_nothing_however_deep_it_stands(released: Path) -> None:
     assert run("fit", "--start", released, "--config", own(), "--trainer.max_steps", 1, *QUIET,
                "--model.init_args.objective.init_args.max_scale", "null",

@@ -122,7 +122,7 @@ def _file(path: Path) -> _Layer:
     builds = isinstance(content.get("model"), Mapping) and "class_path" in content["model"]
     # a recipe that lies in a run is called like the run
     layer = _Layer(["--config", str(path)], dict(_flat(content)), path, path.stem, builds)
-    if path.name == RECIPE:
+    if path.name == RECIPE and (path.parent / "checkpoints").is_dir():
         layer.name = path.absolute().parent.name
     if path.name == RECIPE and is_bundle(path.parent):
         layer.name, recipe = recipe_of(f"path:{path.parent}")
