@@ -25,7 +25,10 @@ def group_of(size: int) -> Any:
     """
     world = world_size()
     if size < 1 or world % size:
-        raise RecipeError(f"{world} processes can't be divided into groups of {size}")
+        raise RecipeError(
+            f"{world} process{'es' * (world > 1)} can't be divided into groups of {size}: set gather_group to a number that "
+            "divides them, or to null for one group"
+        )
     return None if size == world else _group_of(size, dist.group.WORLD)
 
 

@@ -64,6 +64,8 @@ class EmbeddingModule(LightningModule):
         rates: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
+        if chunk_size is not None and chunk_size < 1:
+            raise RecipeError(f"chunk_size is {chunk_size}; it is a number of rows, or null for all at once")
         self.processor = processor
         self.objective = objective
         self.optimizer = optimizer
@@ -375,9 +377,8 @@ class EmbeddingModule(LightningModule):
 
     def _gathered(self, local: Encoded) -> Encoded:
         """Rows of all ranks of the group; renumbers the owners of `local` in place so that both agree."""
-        if world_size() == 1:
-            return local
-        return gathered(local, group_of(self._group_size))
+        group = group_of(self._group_size)
+        return local if world_size() == 1 else gathered(local, group)
 
 
 _PARTS = tuple(part.name for part in fields(Embedding))

@@ -115,6 +115,9 @@ class ZooCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         """With one progress bar for the whole fit, unless bars are switched off; in a log file, with lines instead."""
+        for name in ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"):
+            if config.get(name) == 0:
+                raise RecipeError(f"trainer.{name} is 0; set it above 0, and limit_val_batches: 0 for no validation")
         bar = config.get("enable_progress_bar")
         if bar is None:
             bar = config["enable_progress_bar"] = sys.stdout.isatty()
@@ -124,10 +127,12 @@ class ZooCLI(LightningCLI):
         except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
             asked = {name: config.get(name) for name in ("accelerator", "devices", "strategy", "precision", "plugins")}
             given = ", ".join(f"{name} {value}" for name, value in asked.items() if value not in (None, "auto"))
-            raise RecipeError(
-                f"recipe '{self.line.name}': the trainer can't be built ({given or 'all settings are automatic'}): "
-                f"{' '.join(str(error).split())} (`--trainer.accelerator auto` takes what this machine has)"
-            ) from error
+            told = (
+                f"the trainer can't be built ({given or 'all settings are automatic'}): {' '.join(str(error).split())}"
+            )
+            if asked["accelerator"] not in (None, "auto", "cpu"):
+                told += " (`--trainer.accelerator auto` takes what this machine has)"
+            raise RecipeError(f"recipe '{self.line.name}': {told}") from error
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -286,6 +291,10 @@ def run_lightning(subcommand: str, argv: list[str]) -> int:
     )
     try:
         done = _run(subcommand, read_command_line(subcommand, argv))
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, ZooError) or not _told_by_lightning(error):
+            raise
+        raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
     except SIGTERMException:  # without a code of its own the process would seem to have come to its end
         return EXIT_TERMINATED
     except SystemExit as end:
@@ -328,6 +337,12 @@ def _checkpoint(given: str | None, folder: Path, subcommand: str) -> str | None:
     known = f"; there are {', '.join(there)}" if there else f", and none in {folder}"
     early = " (best.ckpt is written by the first validation)" if path.name == "best.ckpt" else ""
     raise ZooError(f"--ckpt_path: there is no {path}{known}{early}")
+
+
+def _told_by_lightning(error: Exception) -> bool:
+    """Whether Lightning raised it itself: it checks some of the trainer's settings when they are used."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("lightning.")
 
 
 def _restoring(error: Exception) -> bool:

@@ -72,6 +72,8 @@ class EmbeddingData(LightningDataModule):
         self.on_bad_sample, self.bad_sample_limit = on_bad_sample, bad_sample_limit
         self._tasks: dict[str, list[RetrievalTask]] = {}
         self._smaller: dict[str, tuple[Trainer, list[RetrievalTask]]] = {}
+        if num_workers < 0:
+            raise RecipeError(f"num_workers is {num_workers}; it is at least 0, which prepares batches in this process")
         if eval_batch_size < 1:
             raise RecipeError(f"eval_batch_size is {eval_batch_size}; it is at least 1")
 
