@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from zoo.data.left_out import LeftOutWarning
 from zoo.data.patterns import braces, expand
 from zoo.errors import RecipeError, ZooError
 
@@ -72,6 +73,15 @@ def test_patterns_in_folders_stay_patterns(tmp_path: Path) -> None:
     assert [f.parent.name for f in expand(f"{tmp_path}/a*/*.tar", ".tar")] == ["a1", "a2"]
     assert [f.parent.name for f in expand(f"{tmp_path}/a{{2..1}}/0.tar", ".tar")] == ["a2", "a1"]
     assert [f.parent.name for f in expand(f"{tmp_path}/{{a1,b [v1]}}/*.tar", ".tar")] == ["a1", "b [v1]"]
+
+
+def test_compressed_files_of_a_folder_are_named(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.tar.gz", "C.TAR.ZST", "a.tar.index.npz", "notes.gz"):
+        (tmp_path / name).touch()
+    with pytest.warns(
+        LeftOutWarning, match=r"1 usable files; left out: 2 compressed files.* \(C\.TAR\.ZST, b\.tar\.gz\)"
+    ):
+        assert expand(str(tmp_path), ".tar") == [tmp_path / "a.tar"]
 
 
 def test_endings_in_capitals(tmp_path: Path) -> None:

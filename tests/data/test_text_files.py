@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from zoo.data.processors.collate import collate
 from zoo.data.text_files import JsonLines, check_unicode, decoded, json_line, lines_of, read_json, read_text
 from zoo.errors import SampleError, ZooError
+from zoo.types import Item, Sample
 
 INSIDE = "a dog on\u2028a sofa\x0bwith a\x85blanket\x0c\x1c\x1d\x1e\u2029here"
 """One line, by everything but `str.splitlines`."""
@@ -82,6 +85,18 @@ def test_whole_files(tmp_path: Path) -> None:
             read_json(write(tmp_path / "d", content))
     with pytest.raises(SampleError, match=r"gone can't be read: No such file"):
         read_text(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("field", ["text", "instruction", "key", "name"])
+def test_no_item_goes_on_with_half_a_surrogate_pair(field: str) -> None:
+    """Tokenizers, tables and hashes would each fail in a way of their own."""
+    item = Item(text="a", instruction="b", key="c")
+    sample = Sample(
+        "x\ud83d" if field == "name" else "x",
+        {"query": item if field == "name" else replace(item, **{field: "\ud83d"})},
+    )
+    with pytest.raises(SampleError, match=rf"the {field}.* is not valid Unicode: '.*\\ud83d"):
+        collate([sample], lambda view, items, names: {})
 
 
 def test_half_a_surrogate_pair() -> None:

@@ -38,10 +38,10 @@ class LeftOut:
             known = self.names.setdefault(reason, [])
             known += names[: NAMED - len(known)]
 
-    def warn(self, source: str, kept: int) -> None:
+    def warn(self, source: str, kept: int, what: str = "records") -> None:
         """One warning for all of them, if there are any."""
         if self.counts:
-            warnings.warn(f"source '{source}' has {kept:,} usable records; left out: {self}", LeftOutWarning, 3)
+            warnings.warn(f"source '{source}' has {kept:,} usable {what}; left out: {self}", LeftOutWarning, 3)
 
     def __bool__(self) -> bool:
         return bool(self.counts)

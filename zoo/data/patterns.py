@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from zoo.data.left_out import LeftOut
 from zoo.errors import RecipeError, ZooError
 
 MOST = 1_000_000
 """Names that one pattern may stand for (ours): more is a slip of the keyboard."""
 
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|(pipe|hf):", re.IGNORECASE)
@@ -40,6 +42,18 @@ def expand(patterns: str | Sequence[str], ending: str) -> list[Path]:
     return files
 
 
+def files_in(folder: Path, endings: Sequence[str]) -> list[Path]:
+    """The files of a folder with these endings, sorted. Compressed ones are counted and named in a warning."""
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings and file.is_file())
+    left_out = LeftOut()
+    for file in sorted(folder.iterdir()):
+        name, packed = os.path.splitext(file.name.lower())
+        if packed in _PACKED and name.endswith(tuple(endings)):
+            left_out.note("compressed files, which are not read: unpack them", file.name)
+    left_out.warn(folder.name, len(found), "files")
+    return found
+
+
 def _files(pattern: str, ending: str) -> list[Path]:
     if _ADDRESS.match(pattern):
         raise RecipeError(f"'{pattern}' is no file on this disk: commands and addresses are never opened; copy it here")
@@ -47,8 +61,7 @@ def _files(pattern: str, ending: str) -> list[Path]:
         raise RecipeError(f"'{pattern}' joins patterns with '::': give them as a list")
     path = Path(pattern).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() == ending and file.is_file())
-        return _some(found, f"there is no {ending} file in the folder {path}")
+        return _some(files_in(path, (ending,)), f"there is no {ending} file in the folder {path}")
     if path.is_file():  # also one whose name has braces in it
         return [path]
     folder, rest = _split(path)

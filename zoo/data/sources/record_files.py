@@ -8,6 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
+from zoo.data.patterns import files_in
 from zoo.data.text_files import JsonLines
 from zoo.errors import SampleError, ZooError, suggest
 
@@ -111,7 +112,7 @@ def _files(path: Path, split: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ZooError(f"there is no file or folder {path}")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = files_in(path, SUFFIXES)
     if not found:
         raise ZooError(f"there is no Parquet or JSONL file in {path}")
     chosen = [file for file in found if file.name.startswith(split)]
