@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import tarfile
+import threading
 import warnings
 from pathlib import Path
 
@@ -164,6 +165,26 @@ def test_shards_of_other_settings_are_not_mixed(other: dict, tmp_path: Path) -> 
     write_shards([Made(4)], tmp_path)
     with pytest.raises(ZooError, match="holds shards of other settings"):
         write_shards(other.pop("sources", [Made(4)]), tmp_path, **other)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
+def test_equal_runs_at_once_do_the_work_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards([Made()], tmp_path / "whole", shard_bytes=20_000)
+    sources, written = [Made() for _ in range(3)], []
+    begin = threading.Barrier(3)
+
+    def run(source: Made) -> None:
+        begin.wait()
+        written.append(write_shards([source], tmp_path / "out", shard_bytes=20_000))
+
+    threads = [threading.Thread(target=run, args=(source,)) for source in sources]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert sorted(len(source.read) for source in sources) == [0, 0, 40] and len(written) == 3
+    assert capsys.readouterr().err.count("another process is writing into") == 2
 
 
 def test_shards_of_unknown_origin_are_not_overwritten(tmp_path: Path) -> None:
