@@ -7,13 +7,16 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from zoo.architectures.dual_encoder import DualEncoder
 from zoo.data.source import Processor
 from zoo.nn.discrete_tokens import FiniteDiscreteTokens
+from zoo.nn.gaussian import GeneralizedPooling
 from zoo.nn.towers import States
+from zoo.objectives.infonce import InfoNCE
 from zoo.objectives.soft_targets import MomentumDistillation, SoftenedInfoNCE
 from zoo.types import Batch, Inputs
 
@@ -161,3 +164,55 @@ def test_every_part_is_told_the_step() -> None:
     for step in (0, 10, 15):
         module.begin_step(step)
     assert [float(part.temperature) for part in module.parts] == [4.0, 4.0]
+
+
+class Ordered(Plain):
+    """Four tokens of two values."""
+
+    def forward(self, values: Tensor, mask: Tensor | None = None) -> States:
+        tokens = values.float().reshape(len(values), 4, 2)
+        return States(tokens.mean(1), tokens)
+
+
+class Stale(lightning.Callback):
+    """How far the table of a pooling is from its weights, while validation runs."""
+
+    def __init__(self) -> None:
+        self.scores: list[float] = []
+        self.distances: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        self.scores.append(float(module.image_head.score.weight.detach().sum()))
+
+    def on_validation_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        pooling = module.image_head
+        self.distances.append(float((pooling.table - pooling._weights(torch.arange(9))).abs().max()))
+        assert float(pooling.score.weight.sum()) != pytest.approx(self.scores[-1], rel=1e-3), (
+            "these are averaged weights"
+        )
+
+
+def test_averaged_weights_are_measured_with_their_own_table() -> None:
+    torch.manual_seed(0)
+    module = DualEncoder(
+        image=Ordered(),
+        text=Plain(),
+        image_head=GeneralizedPooling(2, WIDTH, 8),
+        processor=Splitter(),
+        objective=InfoNCE(),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.05),
+    )
+    stale = Stale()
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[EMAWeightAveraging(decay=0.5), stale],
+    )
+    data = DataLoader([batch(n) for n in range(4)], batch_size=None)
+    trainer.fit(module, data, DataLoader([batch(9)], batch_size=None))
+    assert stale.distances == [0.0, 0.0]
