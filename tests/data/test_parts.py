@@ -72,3 +72,9 @@ def test_two_contents_under_one_number_are_refused() -> None:
     keys = np.array([[7, 1], [8, 1], [7, 2]], np.uint64)
     with pytest.raises(ZooError, match=r"'pairs', text: parts 0 and 2 differ but share the key 0000000000000007"):
         distinct(keys, "'pairs', text")
+
+
+def test_a_name_that_no_file_can_have_has_a_key() -> None:
+    """Whoever opens the file says what is wrong with it."""
+    keys = {part_key("image", Path(name)) for name in ("\ud83d.png", "\udce9.png", "a\0.png")}
+    assert len(keys) == 3 and all(len(key) == 16 for key in keys)

@@ -101,7 +101,7 @@ def _file_facts(path: str | Path) -> bytes:
     try:
         facts = os.stat(place)
     except (OSError, ValueError):
-        return place.encode("utf-8", "surrogateescape")
+        return place.encode("utf-8", "surrogatepass")  # a name that no file can have has a key, too
     return f"{place}\0{facts.st_size}\0{facts.st_mtime_ns}".encode("utf-8", "surrogateescape")
 
 
