@@ -39,7 +39,7 @@ _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
 _GIVEN = re.compile(r"Given value: (?P<name>[\w.]+)$", re.MULTILINE)
 _WRONG_KIND = re.compile(
     r"Import path(?P<path> \S+)? does not (?:implement protocol|correspond to a subclass of)|"
-    r".*Expected '(?P<factory>[^']+)' to be a (?:subclass of|function that returns)"
+    r".*Expected '(?P<factory>[^']+)' to be a (?:subclass of|function that returns|class that instantiates)"
 )
 _NO_CLASS_PATH = re.compile(
     r"Expected an instantiatable class, but \S+ is (?:a protocol|abstract)|Not a valid subclass of"
