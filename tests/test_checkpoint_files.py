@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import zoo
 from zoo import cli
 from zoo.bundle import read_bundle, write_bundle
+from zoo.callbacks.checkpoint_files import CheckpointFiles
 from zoo.errors import NonFiniteError, WeightsError
 from zoo.weights import sha256
 
@@ -205,6 +206,22 @@ CASES += [
     for command in ("validate", "test", "predict")
     for name in ("half", "pickle", "another model", "not finite")
 ]
+
+
+def test_damaged_bytes_fail_in_one_way(tmp_path: Path) -> None:
+    """Wherever they lie: in the archive's own lists, in the pickle, in the numbers."""
+    path = tmp_path / "x.ckpt"
+    torch.save({"state_dict": toy.build(tmp_path).state_dict(), "pytorch-lightning_version": "2.6"}, path)
+    good, refused = path.read_bytes(), 0
+    for position in range(0, len(good), 5):
+        for value in (0x00, 0x85, 0xFF):
+            path.write_bytes(good[:position] + bytes([value]) + good[position + 1 :])
+            try:
+                CheckpointFiles().load_checkpoint(path)
+            except WeightsError as error:
+                refused += 1
+                assert str(path) in str(error) and "\n" not in str(error) and "weights_only" not in str(error)
+    assert refused > 100
 
 
 @pytest.fixture(scope="module")

@@ -229,15 +229,18 @@ def read_torch(path: Path) -> Any:
 
     import torch
 
-    if _is_torchscript(path):
-        raise WeightsError(
-            f"{path} is a TorchScript archive, which holds code and is never loaded here (OpenAI's CLIP files are such); "
-            "take the same weights as safetensors: `zoo show open_clip:CONFIG.TAG` names the repository that has them"
-        )
     try:
+        if _is_torchscript(path):
+            raise WeightsError(
+                f"{path} is a TorchScript archive, which holds code and is never loaded here (OpenAI's CLIP files are "
+                "such); take the same weights as safetensors: `zoo show open_clip:CONFIG.TAG` names the repository that "
+                "has them"
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what follows says enough
             return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is no torch file, is damaged, or holds pickled Python objects, which could run code and are never "
