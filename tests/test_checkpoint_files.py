@@ -116,9 +116,10 @@ def test_what_is_not_finite_is_not_saved(
     assert not Path("runs/mine/bundle").exists()
 
 
-def test_an_infinite_learning_rate_leaves_no_bundle(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_beyond_all_numbers_leaves_no_bundle(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = yaml.safe_load(recipe.read_text("utf-8"))
-    raw["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": math.inf}}
+    raw["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 3e38}}
+    raw["model"]["init_args"]["objective"]["init_args"]["temperature"] = 0.001  # large gradients
     raw["data"]["init_args"]["val"] = []
     recipe.write_text(yaml.safe_dump(raw), "utf-8")
     assert run("fit", "--config", recipe, "--trainer.max_steps", 1) == cli.EXIT_BAD_INPUT
