@@ -122,12 +122,17 @@ def lacking(rank: int) -> Embedding:
     return of(torch.full((2, 4), 3.0), log_var=torch.zeros(2, 4), tokens=tokens, mask=torch.ones(2, 3))
 
 
+def single(rank: int) -> Embedding:
+    """A field with one number per row."""
+    return of(torch.ones(1 + rank, 4), given=torch.full((1 + rank,), float(rank)))
+
+
 def frozen(rank: int) -> Embedding:
     """Nothing of rank 0 is trained."""
     return Embedding(torch.full((1, 4), float(rank), requires_grad=bool(rank)))
 
 
-VIEWS = {"texts": texts, "kinds": kinds, "lacking": lacking, "frozen": frozen}
+VIEWS = {"texts": texts, "single": single, "kinds": kinds, "lacking": lacking, "frozen": frozen}
 
 
 def encoded(rank: int, names: list[str]) -> Encoded:
@@ -148,6 +153,7 @@ def worker(rank: int, folder: Path) -> None:
     local = encoded(rank, [*VIEWS] if rank else [*reversed(VIEWS)])  # ranks list their views in any order
     everyone = gathered(local, None)
     values = {name: [one.vector, one.log_var, one.tokens, one.mask, one.words] for name, one in everyone.views.items()}
+    assert everyone.views["single"].given.tolist() == [0.0, 1.0, 1.0]
     total = sum(one.vector.square().sum() for one in everyone.views.values())
     total += sum(everyone.views[name].tokens.square().sum() for name in ("texts", "lacking"))
     total.backward()

@@ -168,7 +168,7 @@ def _numbers(embedding: Embedding) -> list[int]:
     for name in _NAMES:
         if name in found:
             sizes, dtype, learns = found[name]
-            numbers += [1, _DTYPES.index(dtype), int(learns), sizes[0], sizes[1] if len(sizes) > 1 else -1]
+            numbers += [1, _DTYPES.index(dtype), int(learns), *sizes, *[-1] * (2 - len(sizes))]
         else:
             numbers += [0] * _PER_FIELD
     return numbers
