@@ -308,6 +308,18 @@ def test_the_objective_may_be_there_or_not(tmp_path: Path, module: toy.ToyEncode
     load_weights(module, "toy")
 
 
+def test_layers_of_the_objective_that_the_weights_lack_are_drawn(tmp_path: Path, module: toy.ToyEncoder) -> None:
+    """The model was built without drawing; what lay in memory must not be saved or trained further."""
+    write_recipe(tmp_path, {"official": {"source": str(official(tmp_path / "there", module))}})
+    module.objective = torch.nn.ModuleDict({"linear": torch.nn.Linear(64, 64), "norm": torch.nn.LayerNorm(64)})
+    for parameter in module.objective.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    load_weights(module, "toy")
+    assert module.objective["norm"].weight.eq(1).all()
+    weight = module.objective["linear"].weight  # U(-1/8, 1/8)
+    assert weight.abs().max() <= 1 / 8 and abs(weight.std().item() - 1 / 8 / 3**0.5) < 0.005
+
+
 def _state(folder: Path) -> dict[str, torch.Tensor]:
     return weight_sources.read_state(folder)
 

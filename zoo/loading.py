@@ -403,12 +403,25 @@ def _fill(
     may_miss = {key for key in missing if key.startswith(_OBJECTIVE)}
     may_miss |= _read_frozen(module, missing - may_miss, base, local)
     load_strictly(module, kept, source, may_miss)
+    _draw({key for key in may_miss if key.startswith(_OBJECTIVE)}, module)
     loaded = module.state_dict()
     if broken := module.not_finite({key: loaded[key] for key in kept if not key.startswith(_OBJECTIVE)}):
         dtype = str(loaded[broken[0]].dtype).removeprefix("torch.")
         others = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
         raise WeightsError(f"the weights from {source} are broken: '{broken[0]}'{others} is not finite in {dtype}")
     return source
+
+
+def _draw(missing: set[str], module: EmbeddingModule) -> None:
+    """Random numbers for the objective's layers that the weights lack: the model was built without drawing any, and may be
+    saved or trained further.
+    """
+    with torch.random.fork_rng(devices=[]):
+        for name, part in module.named_modules():
+            own = {f"{name}.{key}" for key, _ in part.named_parameters(recurse=False)}
+            reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))  # the latter: attention
+            if own & missing and reset is not None:
+                reset()
 
 
 def _read_frozen(module: EmbeddingModule, missing: set[str], base: str, local: Path | None) -> set[str]:
