@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
 from pkgutil import iter_modules
 
 import pytest
 import torch
-from encoded_rows import WIDTH, check_ranks, check_tiles, close, encoded, leaves, outcome, randn, trained, unit
+from encoded_rows import WIDTH, check_ranks, check_tiles, close, encoded, leaves, outcome, randn, share_of, trained, unit
 from torch import Tensor, nn
 
 import zoo.objectives
@@ -102,6 +102,7 @@ PER_PAIR: dict[str, Callable[[], nn.Module]] = {  # means over what there is, or
     "probvlm": lambda: ProbVLM(1.0, 0.3, 0.2),
     "masked words": lambda: MaskedWords(WIDTH, 11, 1, 2),
     "flair": lambda: Flair(ConditionedPooling(WIDTH, 2), 1 / SCALE, -1.0, "linear"),
+    "flair, official": lambda: Flair(ConditionedPooling(WIDTH, 2), 1 / SCALE, -1.0, "linear", queries="official"),
 }
 BOTH: dict[str, Callable[[], nn.Module]] = {  # the part of the same name in PER_SAMPLE, and means
     "pcme": lambda: PCME(4.0, 3.0, samples=3, vib=0.2, uniformity=0.3),
@@ -133,6 +134,7 @@ def complete(name: str = "") -> Encoded:
     for place, view in enumerate(("query", "target")):
         e = batch.views[view]
         e.given, e.log_shape = unit(6, WIDTH, seed=60 + place), (randn(6, WIDTH, seed=70 + place) / 2).requires_grad_()
+        e.norm = (1 + randn(6, seed=80 + place).square()).requires_grad_()
         batch.views[f"{view}_momentum"] = Embedding(unit(6, WIDTH, seed=20 + place))
         batch.owners[f"{view}_momentum"], batch.keys[f"{view}_momentum"] = batch.owners[view], batch.keys[view]
     if name == "masked words":
@@ -215,6 +217,27 @@ def test_ranks_and_tiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     check_ranks(make, batch, (2, 4))
     check_tiles(make, batch, monkeypatch)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_all_ranks_learn_from_the_same_fields(name: str) -> None:
+    """What is gathered meets again in the backward pass: a rank whose samples have no pair must come there as well."""
+    batch = without(complete(name), {"query": [3], "target": [2, 4]})
+    reached = []
+    for start, stop in ((0, 2), (2, 4), (4, 6)):  # the second rank has no pair
+        everyone = replace(batch, views={view: apart(e) for view, e in batch.views.items()})
+        objective = made(name)
+        loss = objective(share_of(batch, start, stop), everyone)["loss"]
+        found = torch.autograd.grad(loss, [*leaves(everyone), *trained(objective)], allow_unused=True)
+        reached.append([gradient is not None for gradient in found])
+    assert reached[0] == reached[1] == reached[2]
+
+
+def apart(embedding: Embedding) -> Embedding:
+    """The same values, as leaves of their own."""
+    values = {part.name: getattr(embedding, part.name) for part in fields(embedding)}
+    kept = {name: value for name, value in values.items() if value is not None}
+    return Embedding(**{name: value.detach().requires_grad_(value.requires_grad) for name, value in kept.items()})
 
 
 @pytest.mark.parametrize("name", EVERY)

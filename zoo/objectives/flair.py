@@ -117,13 +117,14 @@ class Flair(nn.Module, Objective):
             picture.mask,
             at_least_fp32(view(everyone, self.texts).vector),
         )
-        if not len(tokens):  # attention refuses no rows at all; every parameter gets its gradient of 0 all the same
-            return tokens.sum((1, 2)) + 0 * sum(parameter.sum() for parameter in self.pooling.parameters())
+        queries = self._queries(view(everyone, self.texts))
+        if not len(tokens):  # attention refuses no rows at all; all that other processes learn from gets a gradient of 0
+            learning = queries.sum() + sum(parameter.sum() for parameter in self.pooling.parameters())
+            return tokens.sum((1, 2)) + 0 * learning
         match = Match(local, everyone, self.pictures, self.texts)
         samples = match.column_owner.unique()
         drawn = self.drawn(len(tokens), len(samples), each, texts.device)
         chosen = choose_texts(match.row_owner, samples, match.column_owner, drawn)
-        queries = self._queries(view(everyone, self.texts))
         masked = None if bool(mask.all()) else mask
 
         def block(part: slice) -> Tensor:
