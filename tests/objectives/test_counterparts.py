@@ -10,7 +10,19 @@ from pkgutil import iter_modules
 
 import pytest
 import torch
-from encoded_rows import WIDTH, check_ranks, check_tiles, close, encoded, leaves, outcome, randn, share_of, trained, unit
+from encoded_rows import (
+    WIDTH,
+    check_ranks,
+    check_tiles,
+    close,
+    encoded,
+    leaves,
+    outcome,
+    randn,
+    share_of,
+    trained,
+    unit,
+)
 from torch import Tensor, nn
 
 import zoo.objectives

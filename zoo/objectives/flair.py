@@ -118,7 +118,9 @@ class Flair(nn.Module, Objective):
             at_least_fp32(view(everyone, self.texts).vector),
         )
         queries = self._queries(view(everyone, self.texts))
-        if not len(tokens):  # attention refuses no rows at all; all that other processes learn from gets a gradient of 0
+        if not len(
+            tokens
+        ):  # attention refuses no rows at all; all that other processes learn from gets a gradient of 0
             learning = queries.sum() + sum(parameter.sum() for parameter in self.pooling.parameters())
             return tokens.sum((1, 2)) + 0 * learning
         match = Match(local, everyone, self.pictures, self.texts)
