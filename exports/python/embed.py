@@ -110,6 +110,8 @@ def _embed_lines(model: Any, args: argparse.Namespace) -> int:
     things = {line.where: line.fields for line in lines if line.fields is not None}
     found, unusable = model.encode_usable(things, side=args.side, instruction=args.instruction)
     left_out |= unusable
+    if len(left_out) == len(lines):
+        raise EmbedError(f"none of the {len(lines)} lines could be used; the first: {left_out[lines[0].where]}")
     _give(args, found, [line.id for line in lines if line.where not in left_out])
     for line in lines:
         if line.where in left_out:

@@ -76,7 +76,7 @@ def read_lines(file: Path) -> Iterator[Line]:
     skipped. Relative paths of images are looked for beside the file, as `zoo embed` does, and then from here.
 
     Raises:
-        EmbedError: the file is UTF-16, or no text. OSError: it can't be read.
+        EmbedError: the file is UTF-16, no text, or one JSON array. OSError: it can't be read.
     """
     number = 0
     with file.open("rb") as lines:
@@ -86,6 +86,8 @@ def read_lines(file: Path) -> Iterator[Line]:
                     raise EmbedError(f"{file} is UTF-16, UTF-32 or no text; save it as UTF-8")
                 line = line.removeprefix(_BOM)
             if line.strip():
+                if not number and _begins_array(line):
+                    raise EmbedError(f"{file} is one JSON array, not JSONL: write one object a line")
                 yield _line(line, f"{file}, line {row}", number, file.parent)
                 number += 1
 
@@ -93,6 +95,17 @@ def read_lines(file: Path) -> Iterator[Line]:
 def printable(text: str) -> str:
     """For a terminal: what would steer it, and what it can't show, as an escape."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _begins_array(line: bytes) -> bool:
+    """Whether the first line is that of an array of objects, on this line or on several."""
+    if not line.lstrip().startswith(b"["):
+        return False
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return bool(found) and all(isinstance(one, dict) for one in found)
 
 
 def _line(line: bytes, where: str, number: int, folder: Path) -> Line:

@@ -102,6 +102,14 @@ def test_rows_with_the_same_target_share_a_duplicate_key(tmp_path: Path, images:
     assert keys[0] == keys[2] and len(set(keys)) == 3
 
 
+def test_endings_in_capitals(tmp_path: Path, images: str) -> None:
+    write(tmp_path / "all" / "CIRR" / "original-0.JSONL", TRAIN)
+    write(tmp_path / "eval" / "Animals" / "test-0.JSONL", EVAL)
+    assert len(MmebTrainFolder(str(tmp_path / "all"), images)) == 2
+    assert MmebTrain(str(tmp_path / "all" / "CIRR" / "original-0.JSONL"), images).name == "original-0"
+    assert [task.name for task in MmebEval([str(tmp_path / "eval")], images).tasks()] == ["Animals"]
+
+
 def test_a_folder_is_one_split_and_its_shards(tmp_path: Path, images: str) -> None:
     write(tmp_path / "OVEN/original-00000-of-00002.parquet", TRAIN)
     write(tmp_path / "OVEN/original-00001-of-00002.parquet", TRAIN[:1])

@@ -8,10 +8,13 @@ import os
 import random
 import re
 import shutil
+import struct
+import subprocess
 import sys
 import tarfile
 import threading
 import warnings
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,6 +28,7 @@ from zoo.data import shards as shards_module
 from zoo.data.images import open_image
 from zoo.data.pairs import Record
 from zoo.data.shard_inputs import open_records
+from zoo.data.shard_members import members_of
 from zoo.data.shards import MANIFEST, write_shards
 from zoo.data.sources.emoji import STYLES, read_emoji
 from zoo.data.sources.folder import ImageFolder
@@ -244,6 +248,58 @@ def test_formats(kind: str, mode: str, ending: str, tmp_path: Path) -> None:
     assert open_image(stored, "x").tobytes() == open_image(given, "x").tobytes()
 
 
+@pytest.mark.parametrize("image_size", [None, 8])
+def test_large_metadata_around_pixels_that_are_fine(image_size: int | None, tmp_path: Path) -> None:
+    text = b"zTXt" + b"Comment\0\0" + zlib.compress(b"a" * 3_000_000)  # more than Pillow reads
+    png = picture(0, (30, 20))
+    odd = png[:33] + struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text)) + png[33:]
+    write_shards([Made(2, images={0: odd, 1: png})], tmp_path, image_size=image_size)
+    (first, _), (second, _) = read_back(tmp_path)
+    assert first == (odd if image_size is None else second)
+
+
+def test_a_jpeg_of_several_images_stays_as_it_is(tmp_path: Path) -> None:
+    """As phones write them (MPO): a JPEG, with more behind it."""
+    one, two = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    one.save(tmp_path / "several.jpg", "MPO", save_all=True, append_images=[two])
+    write_shards([Made(1, images={0: tmp_path / "several.jpg"})], tmp_path / "out")
+    assert read_back(tmp_path / "out")[0][0] == (tmp_path / "several.jpg").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says what a process took at most")
+def test_large_images_take_little_memory(tmp_path: Path) -> None:
+    """A PNG of 36 million pixels with transparency is 144 MB in full, besides 108 MB as RGB."""
+    Image.new("P", (6000, 6000), 3).save(tmp_path / "large.png", transparency=3)
+    code = """
+import sys
+from pathlib import Path
+from zoo.data.pairs import Record
+from zoo.data.shard_members import members_of
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024
+
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+before = peak()
+for size in (None, 256):
+    members_of(Record("x", Path(sys.argv[1]).read_bytes(), ("a",)), size)
+print(peak() - before)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "large.png")], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) <= 100
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("side", [40, 6000])
+def test_truncated_images_are_found_at_any_size(kind: str, side: int, tmp_path: Path) -> None:
+    cut = picture(0, (side, side), kind)[:-200] if side > 100 else picture(0, (side, side), kind)[:-40]
+    with pytest.raises(SampleError, match=r"^x: image is damaged"):
+        members_of(Record("x", cut, ("a",)))
+
+
 def test_a_record_larger_than_a_shard(tmp_path: Path) -> None:
     noise = Image.frombytes("RGB", (60, 60), random.Random(0).randbytes(10_800))
     noise.save(tmp_path / "noise.png")
@@ -450,6 +506,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         source = WebDataset(str(out), "json.captions")
     assert len(source) == 681 and source.record(0).captions == ("caption 2", "another 2")
     assert main(["data", "shard", "gone", "--out", str(out)]) == 2
+
+
+def test_what_macos_packs_beside_every_file_is_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`tar` there writes `._0.png` (AppleDouble, of the Finder) beside `0.png`; another hidden member may be a record."""
+    packed = [
+        ("./._0.png", b"\0\5\x16\7" + bytes(200)),
+        ("./0.png", picture(0)),
+        ("./._0.txt", b"\0\5\x16\7"),
+        ("./0.txt", b"red"),
+    ]
+    write_tar(tmp_path / "mac.tar", packed)
+    assert main(["data", "shard", str(tmp_path / "mac.tar"), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert "1 of 1 records" in printed.out and "not usable" not in printed.out
+    assert "left out: 2 hidden members that hold no content" in printed.err
+    write_tar(tmp_path / "other.tar", [*packed, (".1.png", picture(1))])
+    assert main(["data", "shard", str(tmp_path / "other.tar"), "--out", str(tmp_path / "more")]) == 3
+    assert "1 more members or records were not usable" in capsys.readouterr().out
 
 
 def test_what_tars_leave_out_when_they_are_opened_is_told_too(

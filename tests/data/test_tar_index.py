@@ -199,6 +199,7 @@ def test_hostile_members_are_counted_and_never_used(tmp_path: Path) -> None:
         ("run.pickle", b"x"),
         ("run.model.pth", b"x"),
         ("._0000.png", b"x"),
+        (".0000.png", b"x"),
         ("README", b"x"),
         ("0000.png", b"another"),
     ]
@@ -208,6 +209,7 @@ def test_hostile_members_are_counted_and_never_used(tmp_path: Path) -> None:
         "members that are no plain files (link)": 2,
         "members that are no plain files (device)": 2,
         "members that are pickles": 3,
+        "hidden members that hold no content": 1,
         "hidden members": 1,
         "members without key and ending": 1,
         "members of a name that was there before": 1,

@@ -16,8 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from zoo.errors import ZooError
 from zoo.export.folder import import_runtime
 from zoo.vectors.rows import open_rows
+from zoo.vectors.run import embed_rows
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,25 @@ def test_the_same_lines_as_zoo_embed(
     assert code == (3 if left_out else 0)
     assert (f"{left_out} of {len(rows)} items could not be used" in error) == bool(left_out)
     assert error.count(f"{file}, line ") == left_out and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'[\n{"text":"a"},\n{"text":"b"}\n]\n', "is one JSON array, not JSONL"),
+        (b'[{"text":"a"},{"text":"b"}]', "is one JSON array, not JSONL"),
+        (b'{"text":""}\n{"image":"gone.png"}\n', "none of the 2 "),
+    ],
+)
+def test_what_zoo_embed_refuses_as_a_whole_is_refused(
+    content: bytes, told: str, runtime: ModuleType, exported: Any, embedder: Any, tmp_path: Path, capsys: Any
+) -> None:
+    file, out = tmp_path / "x.jsonl", tmp_path / "v.npy"
+    file.write_bytes(content)
+    with pytest.raises(ZooError, match=told):
+        embed_rows(embedder, open_rows(file), tmp_path / "zoo.npy")
+    assert runtime.main([str(exported.folder), "--jsonl", str(file), "--out", str(out)]) == 2
+    assert told in capsys.readouterr().err and not out.exists()
 
 
 def test_what_else_a_line_holds_does_not_matter(model: Any, runtime: ModuleType, exported: Any, tmp_path: Path) -> None:

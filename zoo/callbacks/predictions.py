@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 class Predictions(BasePredictionWriter):
     """Writes `DIRPATH/NAME.parquet` for every source or task: one row per item with `id`, `view`, `vector` and, where the
-    model gives one, `log_var` (lists of float32). Rows stand in the order in which they were embedded; ids tell them apart.
+    model gives one, `log_var` (lists of float32; null in views that have none). Rows stand in the order in which they were
+    embedded; ids tell them apart.
 
     Several processes write a file each (`NAME.rank-K.parquet`). A file appears when it is whole; a further source of the
     same name is `NAME-2.parquet`. Items that could not be used are counted in `bad` and listed in `DIRPATH/bad.jsonl`.
@@ -59,11 +60,16 @@ class Predictions(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """The rows of one batch."""
-        for view, embedding in prediction.items():
-            table = _table([batch.ids[owner] for owner in batch.owners[view].tolist()], view, embedding)
-            if dataloader_idx not in self._writers:
-                self._writers[dataloader_idx] = self._start(trainer, batch.sources[0], table.schema)
-            self._writers[dataloader_idx].write_table(table)
+        import pyarrow as pa
+
+        tables = [
+            _table([batch.ids[owner] for owner in batch.owners[view].tolist()], view, embedding)
+            for view, embedding in prediction.items()
+        ]
+        table = pa.concat_tables(tables, promote_options="default")  # null where one view alone has a variance
+        if dataloader_idx not in self._writers:
+            self._writers[dataloader_idx] = self._start(trainer, batch.sources[0], table.schema)
+        self._writers[dataloader_idx].write_table(table)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the files, which take their names now, and list what could not be used."""

@@ -148,7 +148,7 @@ def _write_shards(
     print(
         f"{written.records:,} of {total:,} records in {len(written.shards):,} shards, {size / 1e6:,.1f} MB: {args.out}"
     )
-    unlisted = sum(sum(source.left_out.counts.values()) for source in opened if hasattr(source, "left_out"))
+    unlisted = sum(source.left_out.lost for source in opened if hasattr(source, "left_out"))
     if unlisted:
         print(
             f"{unlisted:,} more members or records were not usable as files were opened: the warnings above name them"

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 
 from zoo.errors import ZooWarning
 
+NO_CONTENT = "hidden members that hold no content"
+"""A reason that costs nothing: macOS packs such a file beside every other one."""
+
 NAMED = 3  # that many of each kind are named, the others counted
 
 
@@ -52,6 +55,11 @@ class LeftOut:
     def _named(self, reason: str) -> str:
         names = self.names[reason]
         return ", ".join(names) + (", ..." if self.counts[reason] > len(names) else "")
+
+    @property
+    def lost(self) -> int:
+        """How many could have been records."""
+        return self.counts.total() - self.counts[NO_CONTENT]
 
     def as_json(self) -> dict[str, tuple[int, list[str]]]:
         """For a file."""

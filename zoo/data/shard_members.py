@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ from PIL import Image
 
 from zoo.data.images import open_image
 from zoo.data.pairs import Record
-from zoo.data.processors.image_arrays import resized
+from zoo.data.processors.image_arrays import Fit
 from zoo.errors import SampleError
 
 QUALITY = 92
 """Of pictures that are shrunk, as JPEG (ours)."""
 
-_KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # formats whose bytes go into a shard as they are
+_KEPT = {  # first bytes of the formats that go into a shard as they are
+    "jpg": re.compile(rb"\xff\xd8\xff"),
+    "png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+}
+_CHECKED = 64  # pixels: the side of what is made of an image that stays as it is, only to see whether it can be read
 
 
 def members_of(record: Record, image_size: int | None = None) -> dict[str, bytes]:
@@ -36,13 +42,20 @@ def members_of(record: Record, image_size: int | None = None) -> dict[str, bytes
 
 def _picture(record: Record, image_size: int | None) -> tuple[str, bytes]:
     content = _content(record)
-    opened = open_image(content, record.id)
-    shorter = min(opened.size)
-    if image_size is not None and shorter > image_size:
-        width, height = (max(1, round(side * image_size / shorter)) for side in opened.size)
-        return "jpg", _encoded(resized(opened, (width, height), Image.Resampling.LANCZOS), "JPEG", quality=QUALITY)
-    with Image.open(io.BytesIO(content)) as header:
-        kind = _KEPT.get(header.format or "")
+    kind = next((ending for ending, first in _KEPT.items() if first.match(content)), None)
+    shrinks = False
+
+    def size(width: int, height: int) -> tuple[int, int] | None:
+        nonlocal shrinks
+        shorter = min(width, height)
+        shrinks = image_size is not None and shorter > image_size
+        if image_size is not None and shrinks:
+            return max(1, round(width * image_size / shorter)), max(1, round(height * image_size / shorter))
+        return (min(width, _CHECKED), min(height, _CHECKED)) if kind else None
+
+    opened = open_image(content, record.id, fit=Fit(size, Image.Resampling.LANCZOS))
+    if shrinks:
+        return "jpg", _encoded(opened, "JPEG", quality=QUALITY)
     return (kind, content) if kind else ("png", _encoded(opened, "PNG"))
 
 

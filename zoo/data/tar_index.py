@@ -14,17 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data.left_out import LeftOut
+from zoo.data.left_out import NO_CONTENT, LeftOut
 from zoo.data.tar_headers import FILE, FOLDER, DamagedTarError, read_members
 from zoo.errors import ZooError
 from zoo.files import cache_folder, replacing
 
-VERSION = 2
+VERSION = 3
 """Of the kept index. Raise it when the same tar file would give another one."""
 
 PICKLES = frozenset(("pyd", "pickle", "pkl", "pth", "pt"))
 """Endings that webdataset unpickles, which runs whatever is in them. Here they are never opened."""
 
+APPLE = "._"  # so begin the names of what macOS packs beside each file: its Finder attributes
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 _READERS = 8  # threads that look through shards: most of their time they wait for the disk
 
@@ -135,6 +136,8 @@ def _refusal(name: str, kind: str) -> str:
     parts = name.split("/")
     if name.startswith("/") or ".." in parts:
         return "members with a path that leads outside"
+    if parts[-1].startswith(APPLE):
+        return NO_CONTENT
     if parts[-1].startswith("."):
         return "hidden members"
     return "members that are pickles" if split_name(name)[1].rpartition(".")[2] in PICKLES else ""

@@ -98,17 +98,17 @@ def _files(place: Path) -> list[Path]:
         return found
     if not place.is_file():
         raise ZooError(f"there is no file or folder '{place}'")
-    if place.suffix not in _KINDS:
+    if place.suffix.lower() not in _KINDS:
         raise ZooError(f"{place} holds no vectors: give .parquet files of `zoo embed`, .npy files, or folders of them")
     return [place]
 
 
 def _holds_vectors(name: str) -> bool:
-    return name.endswith(_KINDS) and not name.endswith(LOG_VAR_NPY) and not name.startswith(".")
+    return name.lower().endswith(_KINDS) and not name.endswith(LOG_VAR_NPY) and not name.startswith(".")
 
 
 def _open(name: str, file: Path) -> Side:
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         found = read_vectors(file)
         return Side(name, file, found.vectors, found.ids)
     try:

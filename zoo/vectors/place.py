@@ -47,7 +47,7 @@ def open_place(place: str, embedder: Embedder) -> Place:
     if path.is_dir():
         index, remarks, bad = cached_index(open_rows(path), str(path.absolute()), embedder)
         return Place(index, {}, remarks, bad)
-    if path.suffix == ".parquet" and path.is_file():
+    if path.suffix.lower() == ".parquet" and path.is_file():
         return Place(read_index(path, embedder))
     problem = "is neither" if path.exists() else "does not exist"
     raise ZooError(f"--in {place} {problem}: give a folder of pictures, a .parquet that zoo embed wrote, or emoji")

@@ -243,7 +243,7 @@ def _joined(task: str, text: str, told: bool) -> str:
 
 def subset_name(path: Path) -> str:
     """Of a folder or file; a file called like a shard is named by its folder."""
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         return path.name
     return path.absolute().parent.name if _SHARD.search(path.stem) else path.stem
 
@@ -265,7 +265,7 @@ def subset_folders(path: Path, names: list[str] | None = None) -> list[Path]:
 
 
 def _data_files(folder: Path) -> bool:
-    return any(file.suffix in SUFFIXES for file in folder.iterdir())
+    return any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
 
 
 def _targets(records: Records, row: int) -> list[tuple[str, str]]:
