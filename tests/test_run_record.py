@@ -84,6 +84,7 @@ SGD = {"model": {"init_args": {"optimizer": {"class_path": "torch.optim.SGD", "i
         (["--data.init_args.batch_size", 2], "data.init_args.batch_size is 2, but .* with 3"),
         (["--data.init_args.seed", 5], "data.init_args.seed is 5, but .* with 0"),
         (["--data.init_args.weights", "[1.0]"], "data.init_args.weights is "),
+        (["--seed_everything", 5], "seed_everything is 5, but .* with 0"),
         (["--trainer.accumulate_grad_batches", 2], "trainer.accumulate_grad_batches is 2, but .* with 1"),
         (["--trainer.gradient_clip_val", 1], "trainer.gradient_clip_val is 1.*, but .* with nothing"),
     ],
@@ -230,6 +231,18 @@ def test_a_monitor_that_never_appears_is_an_error_at_the_first_validation(
     assert "val/image_to_text[colours]/recall@10" in line and "val/primary" in line and "train/" not in line
     assert fit(recipe, "--ckpt_path", "last", "--best.monitor", "val/primary") == 0
     assert torch.load(BEST, weights_only=True)["global_step"] == 2
+
+
+def test_a_run_goes_on_with_what_made_its_best_step_the_best(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The best by another value may be a step whose weights are gone."""
+    assert fit(recipe, "--trainer.max_steps", 4) == 0
+    before = BEST.read_bytes()
+    options = ["--ckpt_path", "last", "--trainer.max_steps", 6]
+    assert fit(recipe, *options, "--best.monitor", "val/image_to_text[colours]/recall@10") == cli.EXIT_BAD_INPUT
+    line = error(capsys)
+    assert "best.monitor is 'val/image_to_text[colours]/recall@10'" in line and "by 'val/primary'" in line
+    assert BEST.read_bytes() == before
+    assert fit(recipe, *options) == 0
 
 
 PEAKED = {"class_path": "fit_callbacks.Peaked", "init_args": {"peak": 2}}

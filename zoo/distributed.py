@@ -45,16 +45,11 @@ def rank_in(group: Any) -> int:
 
 
 def gather_rows(rows: Tensor, counts: list[int], group: Any = None) -> Tensor:
-    """Rows (R, ...) of every rank of the group, in the order of the ranks. `counts` holds R of every rank (`row_counts`).
+    """Rows (R, ...) of every rank of the group, in the order of the ranks. `counts` holds R of every rank.
 
     The gradient of a row is the sum over these ranks of what they made of it.
     """
     return _GatherRows.apply(rows, counts, group) if len(counts) > 1 else rows
-
-
-def row_counts(rows: int, device: torch.device, group: Any = None) -> list[int]:
-    """Number of rows on every rank of the group."""
-    return [one[0] for one in gather_numbers([rows], device, group)]
 
 
 def gather_numbers(numbers: Sequence[int], device: torch.device, group: Any = None) -> list[list[int]]:

@@ -157,7 +157,8 @@ class BestCheckpoint(ModelCheckpoint):
             "" = nothing does.
 
     Raises:
-        RecipeError: the first validation measures neither; says what it measured.
+        RecipeError: the first validation measures neither; says what it measured. Or the run that goes on has kept its best
+            step by another value: the best one by this value may be a step whose weights are gone.
     """
 
     def __init__(self, dirpath: str | Path = "checkpoints", monitor: str = "val/primary", fallback: str = "") -> None:
@@ -171,6 +172,17 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.wanted, self.fallback = monitor, fallback
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """See the class."""
+        for key, state in checkpoint.get("callbacks", {}).items():
+            kept = key.startswith(type(self).__name__) and state.get("best_model_path")
+            if trainer.state.fn == "fit" and kept and state["monitor"] != self.monitor:
+                raise RecipeError(
+                    f"best.monitor is '{self.wanted}', but the best step so far was kept by '{state['monitor']}', and a run "
+                    f"goes on as it began: repeat its options, or begin a new run from these weights: "
+                    f"--start path:{trainer.ckpt_path} in place of --ckpt_path"
+                )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if this validation was the best so far."""

@@ -111,6 +111,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[t
         for key, was, new in _changed(before.get(section), now.get(section), section):
             if not any(f"{key}.".startswith(f"{section}.init_args.{name}.") for name in free):
                 yield key, was, new
+    if None not in (seeds := (before.get("seed_everything"), now.get("seed_everything"))):
+        yield from _changed(*seeds, "seed_everything")
     trainers = before.get("trainer") or {}, now.get("trainer") or {}
     for name in _FIXED_TRAINER:
         if all(name in trainer for trainer in trainers):
