@@ -24,9 +24,11 @@ import zoo
 from zoo import cli
 from zoo.bundle import write_bundle
 from zoo.errors import NonFiniteError, ZooError
-from zoo.vectors import shards
+from zoo.vectors import run, shards
 from zoo.vectors.files import read_vectors
 from zoo.vectors.rows import open_rows
+
+FACTS_OF = run.facts_of
 
 
 @pytest.fixture
@@ -330,7 +332,7 @@ KILLED = """
 import sys, time
 import toy
 from zoo import cli
-from zoo.vectors import shards
+from zoo.vectors import run, shards
 shards._SMALLEST = 4
 row = toy.ToyProcessor.row
 toy.ToyProcessor.row = lambda *a: (time.sleep(0.02), row(*a))[1]
@@ -489,3 +491,27 @@ def test_texts_that_are_cut_are_counted_once_also_beside_bad_ones(
     assert embed("clip-emoji", tmp_path / "in.jsonl", "--out", tmp_path / "out.parquet") == 3
     out = capsys.readouterr().out
     assert "2 texts were longer than the model takes, and were cut" in out and "1 rows could not be used" in out
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_results_of_the_first_version_are_gone_on_with(
+    stopped: bool, model: str, tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It told classes apart by their short names alone: fingerprint and processor of classes that are not the zoo's were
+    others then.
+    """
+    folder, out = photos(tmp_path / "photos"), tmp_path / "out.parquet"
+    embedder, rows = zoo.load(model, device="cpu"), open_rows(folder)
+    assert embedder.former_fingerprint() != embedder.fingerprint()
+    with monkeypatch.context() as before:
+        before.setattr(run, "facts_of", lambda *args, **_: FACTS_OF(*args, former=True))
+        if stopped:
+            before.setattr(shards.Shards, "finish", lambda self: None)
+        run.embed_rows(embedder, rows, out)
+    assert out.exists() is not stopped
+    result = run.embed_rows(embedder, rows, out)
+    assert (result.rows, result.bad, result.before) == (6, 0, 6)
+    assert embedder.gave(read_vectors(out).facts["fingerprint"])
+    other = zoo.load(f"path:{write_bundle(toy.build(tmp_path, seed=5), toy.recipe(tmp_path), tmp_path / 'other')}")
+    with pytest.raises(ZooError, match=r"is the result of another run: .*fingerprint was"):
+        run.embed_rows(other, rows, out)

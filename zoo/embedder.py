@@ -288,7 +288,11 @@ class Embedder:
 
     def gave(self, digest: str) -> bool:
         """Whether vectors that were kept with this fingerprint are those of this model."""
-        return digest == self.fingerprint() or digest == self._digest(former_fingerprint)
+        return digest in (self.fingerprint(), self.former_fingerprint())
+
+    def former_fingerprint(self) -> str:
+        """What the first version called the fingerprint, for vectors that were kept since."""
+        return self._digest(former_fingerprint)
 
     def _digest(self, made: Callable[[Mapping[str, Any], Mapping[str, Tensor]], str]) -> str:
         if self.in_full is None:

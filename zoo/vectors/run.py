@@ -61,7 +61,7 @@ def embed_rows(
     facts = facts_of(embedder, side) | {"settings": settings or {}, "input": rows.fingerprint}
     if rows.named_files:
         facts[NAMED_FILES] = rows.named_files
-    with Shards(out, facts, len(rows), earlier) as shards:
+    with Shards(out, facts, len(rows), earlier, lambda: facts_of(embedder, side, former=True)) as shards:
         if shards.complete:
             return Result(len(rows), shards.bad, len(rows))
         missing = shards.missing()
@@ -73,14 +73,14 @@ def embed_rows(
         return Result(len(rows), shards.bad, before)
 
 
-def facts_of(embedder: Embedder, side: Side) -> dict[str, Any]:
-    """What vectors depend on besides their input."""
+def facts_of(embedder: Embedder, side: Side, *, former: bool = False) -> dict[str, Any]:
+    """What vectors depend on besides their input; `former`: as the first version put it."""
     return {
         "model": embedder.name,
-        "fingerprint": embedder.fingerprint(),
+        "fingerprint": embedder.former_fingerprint() if former else embedder.fingerprint(),
         "dim": embedder.dim,
         "side": side,
-        "processor": vector_settings(embedder.recipe).get("init_args", {}).get("processor"),
+        "processor": vector_settings(embedder.recipe, former=former).get("init_args", {}).get("processor"),
     }
 
 

@@ -6,7 +6,7 @@ import glob
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMATS = (".parquet", ".npy")
 Earlier = Literal["refuse", "replace", "discard"]
+Former = Callable[[], Mapping[str, Any]]
 NAMED_FILES = "files that rows name"
 _LATER = (
     NAMED_FILES,
@@ -40,21 +41,24 @@ class Shards:
         facts: what the vectors depend on: equal facts = the same result. Kept in the result.
         rows: how many rows the input has.
         earlier: what to do with what another run left there: "refuse", "replace" it, or "discard" even the same run's.
+        former: gives those facts that earlier versions put in another way.
 
     Raises:
         ZooError: `out` has another ending; `out` or its parts come from another run: says what differs.
     """
 
-    def __init__(self, out: Path, facts: Mapping[str, Any], rows: int, earlier: Earlier = "refuse") -> None:
+    def __init__(
+        self, out: Path, facts: Mapping[str, Any], rows: int, earlier: Earlier = "refuse", former: Former = dict
+    ) -> None:
         if out.suffix not in FORMATS:
             raise ZooError(f"'{out}' is no name for a result: it ends in {' or '.join(FORMATS)}")
         check_unicode(str(out), "the name of the result")
         self.out, self.rows = out, rows
-        self.facts: dict[str, Any] = json.loads(json.dumps(dict(facts)))  # as they come back from the file
+        self.facts: dict[str, Any] = _as_read(facts)
         self.folder, self.bad_list = out.with_name(out.name + ".parts"), out.with_name(out.name + ".bad.jsonl")
         self.size = max(_SMALLEST, -(-rows // _MOST))
         self.count = -(-rows // self.size)
-        self.earlier = earlier
+        self.earlier, self.former = earlier, former
         self._held = ExitStack()
 
     def __enter__(self) -> Shards:
@@ -124,13 +128,8 @@ class Shards:
     def _check(self, earlier: Mapping[str, Any] | None, subject: str) -> None:
         if earlier is None:
             return
-        known = {key: value for key, value in self.facts.items() if key in earlier or key not in _LATER}
-        changed = [
-            f"{key} was {_short(earlier.get(key))}, is {_short(value)}"
-            for key, value in known.items()
-            if earlier.get(key) != value
-        ]
-        if not changed:
+        changed = _changed(earlier, self.facts)
+        if not changed or not _changed(earlier, self.facts | _as_read(self.former())):
             return
         raise ZooError(
             f"{subject} the result of another run: {'; '.join(changed)}. "
@@ -198,6 +197,21 @@ class Shards:
 
     def _bad(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.bad.jsonl"
+
+
+def _as_read(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as they come back from a file."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(facts)))
+    return found
+
+
+def _changed(earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """What differs between the facts of an earlier run and those of this one, in words."""
+    return [
+        f"{key} was {_short(earlier.get(key))}, is {_short(value)}"
+        for key, value in facts.items()
+        if earlier.get(key) != value and (key in earlier or key not in _LATER)
+    ]
 
 
 def _started_facts(folder: Path) -> dict[str, Any] | None:
