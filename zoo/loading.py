@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,20 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from zoo import catalog, trust
+from zoo.building import build_model as build_model  # also found here
+from zoo.building import built_for_weights, tried_and_written_out
 from zoo.bundle import RECIPE, Bundle, is_bundle, read_bundle
 from zoo.convert.transformers_folder import load_folder
 from zoo.embedder import Embedder
 from zoo.errors import RecipeError, WeightsError, ZooError
 from zoo.hub import HubPlace
 from zoo.module import EmbeddingModule
-from zoo.parsing import AS_TEXT, explain, explain_built
 from zoo.recipe import Recipe, Weights, read_recipe
-from zoo.registry import import_parts, without_working_folder
 from zoo.weights import fetch_folder, load_strictly, missing_keys, named_as_in, read_state, verify
 
 if TYPE_CHECKING:
@@ -101,66 +98,6 @@ def load_weights(module: EmbeddingModule, recipe: str | Path, weights: bool | st
     return _fill(module, _converted(released, places), _described(released, places), released.base, _local(weights))
 
 
-def build_model(model: Mapping[str, Any], recipe: str) -> EmbeddingModule:
-    """The module that a recipe's `model:` describes, with random weights.
-
-    Raises:
-        RecipeError: an unknown class or option, a wrong type; names it and the nearest right one. WeightsError: the recipe
-            came from elsewhere and names what it may not (see `zoo.trust`).
-    """
-    import_parts()
-    given = {"model": copy.deepcopy(dict(model))}  # the parser writes into what it is given
-    if trust.source():
-        return _built_from_elsewhere(given, recipe)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(EmbeddingModule, "model", required=True)
-    try:
-        settings = parser.parse_object(given)
-    except ArgumentError as error:
-        raise explain(error, recipe) from error
-    return _instantiated(parser, settings, recipe)
-
-
-def _built_from_elsewhere(given: dict[str, Any], recipe: str) -> EmbeddingModule:
-    parser, settings = _parsed_from_elsewhere(given, recipe)
-    with without_working_folder():
-        return _instantiated(parser, settings, recipe)
-
-
-def _parsed_from_elsewhere(given: dict[str, Any], recipe: str) -> tuple[ArgumentParser, Namespace]:
-    trust.import_named(given)
-    parser = ArgumentParser(exit_on_error=False, parser_mode=AS_TEXT)
-    parser.add_argument("--model", type=EmbeddingModule, required=True)  # unlike subclass arguments, opens no files
-    with trust.sealed() as refused:
-        try:
-            settings = parser.parse_object(copy.deepcopy(given))
-        except ArgumentError as error:
-            raise (trust.refusal(refused[0]) if refused else explain(error, recipe)) from error
-    trust.check_parsed(settings.model)
-    return parser, settings
-
-
-def _written_out(given: Any, parsed: Any) -> Any:
-    """A checked recipe whose classes are all mappings: the command line would look for files called like a bare name."""
-    if isinstance(given, str) and isinstance(parsed, Namespace):
-        return {"class_path": parsed.class_path}
-    if isinstance(given, Mapping) and isinstance(parsed, Mapping | Namespace):
-        pairs = {key: (value, parsed.get(key)) for key, value in given.items()}
-        kept = {key: pair for key, pair in pairs.items() if not (isinstance(pair[0], str) and callable(pair[1]))}
-        return {key: _written_out(*pair) for key, pair in kept.items()}  # a function is the default, or was refused
-    if isinstance(given, list) and isinstance(parsed, list | tuple):
-        return [_written_out(*pair) for pair in zip(given, parsed, strict=True)]
-    return given
-
-
-def _instantiated(parser: ArgumentParser, settings: Namespace, recipe: str) -> EmbeddingModule:
-    try:
-        built: EmbeddingModule = parser.instantiate(settings).model
-    except Exception as error:  # constructors of libraries raise what they like
-        raise explain_built(error, recipe) from error
-    return built
-
-
 def recipe_of(name: str) -> tuple[str, dict[str, Any]]:
     """Public name and recipe of what `load` takes, without its weights. Raises as `load`.
 
@@ -178,10 +115,8 @@ def recipe_of(name: str) -> tuple[str, dict[str, Any]]:
     else:
         recipe = _recipe_beside(place if place.is_file() else _checkpoint(place))
         name, raw = recipe.name, recipe.raw
-    with trust.elsewhere(place), torch.device("meta"):
-        build_model(raw["model"], name)
-        settings = _parsed_from_elsewhere({"model": raw["model"]}, name)[1]
-    return name, raw | {"model": _written_out(raw["model"], settings.model)}
+    with trust.elsewhere(place):
+        return name, raw | {"model": tried_and_written_out(raw["model"], name)}
 
 
 def recipe_at(file: Path) -> Recipe:
@@ -205,7 +140,7 @@ def _from_recipe(recipe: Recipe, tag: str | None, weights: bool | str | Path) ->
     state = _converted(released, places)  # before building: what is damaged is refused at once
     local = _local(weights)
     raw = recipe.raw if local is None else recipe.raw | {"model": _with_local_files(recipe.raw["model"], local)}
-    module = _built_quietly(raw["model"], recipe.name)
+    module = built_for_weights(raw["model"], recipe.name)
     described = _described(released, places) if isinstance(weights, bool) else str(weights)
     source = _fill(module, state, described, released.base, local)
     return Embedder(module, raw, name=recipe.name, weights=source)
@@ -353,7 +288,7 @@ def _from_bundle(bundle: Bundle, *, name: str | None = None, card: Any = None, w
     elsewhere = bundle.manifest.get("kept_elsewhere", {})
     with _default_dtype(torch.float32 if elsewhere else torch.get_default_dtype()):  # digests are those of fp32 weights
         with trust.elsewhere(bundle.folder):
-            module = _built_quietly(recipe["model"], name)
+            module = built_for_weights(recipe["model"], name)
         source = _fill(module, bundle.state(), str(bundle.folder))
     module.check_elsewhere(elsewhere, f"the bundle '{name}'")
     return Embedder(module, recipe, name=name, weights=source)
@@ -441,19 +376,6 @@ def _read_frozen(module: EmbeddingModule, missing: set[str], base: str, local: P
             part.pretrained = str(fetch_folder(base or part.pretrained, local=local))
             part.load_pretrained()
     return covered
-
-
-def _built_quietly(model: Mapping[str, Any], recipe: str) -> EmbeddingModule:
-    """`build_model` for weights that are loaded over it: draws nothing and leaves the caller's random numbers alone."""
-    with torch.random.fork_rng(devices=[]), _NoDraws():
-        return build_model(model, recipe)
-
-
-class _NoDraws(TorchFunctionMode):
-    """Within, tensors are not filled with random numbers: for billions of parameters that takes minutes."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def _precision(dtype: str | torch.dtype | None) -> torch.dtype:

@@ -73,19 +73,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "identity": {"files", "registry", "weights"},
     "embedder": {"ahead", "bundle", "files", "identity", "items", "progress", "similarity", "weights"},
     "vectors": {"data", "embedder", "files", "identity", "locks", "metrics", "progress", "weights"},
-    "loading": {
-        "bundle",
-        "catalog",
-        "convert",
-        "embedder",
-        "hub",
-        "module",
-        "parsing",
-        "recipe",
-        "registry",
-        "trust",
-        "weights",
-    },
+    "building": {"module", "parsing", "registry", "trust"},
+    "loading": {"building", "bundle", "catalog", "convert", "embedder", "hub", "module", "recipe", "trust", "weights"},
     "command_line": {"bundle", "catalog", "files", "loading", "recipe"},
 }
 # these put everything together, so they may import all but the commands
