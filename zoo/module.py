@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Self
 
@@ -19,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.data.source import Processor
 from zoo.distributed import group_of, world_size
-from zoo.errors import NonFiniteError, RecipeError, WeightsError, ZooWarning
+from zoo.errors import NonFiniteError, RecipeError, WeightsError
 from zoo.nn.fingerprint import weights_digest
+from zoo.nn.parameter_groups import built_optimizer, built_scheduler, matching
 from zoo.nn.picture_mixing import refuse_unread
 from zoo.objectives.objective import Objective
 from zoo.rows import gathered, joined, without_rows
@@ -187,7 +185,7 @@ class EmbeddingModule(LightningModule):
             names[name].requires_grad_(True)
         self._frozen = set()
         for pattern in self.freeze_patterns:
-            hits = _matching(pattern, names, "freeze")
+            hits = matching(pattern, names, "freeze")
             if not hits:
                 raise RecipeError(f"freeze pattern '{pattern}' matches no parameter; there are e.g. {list(names)[:6]}")
             self._frozen |= {name for name in hits if names[name].requires_grad}
@@ -285,39 +283,10 @@ class EmbeddingModule(LightningModule):
         """Weight decay for matrices only: not for norms, biases, temperatures. RecipeError: nothing is trained, or a pattern
         of `rates` matches nothing that is.
         """
-        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-        for decays in (True, False):
-            for pattern in ("", *self.rates):
-                groups[pattern, decays] = []
-        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        rated = {one: set(_matching(one, names, "rates")) for one in self.rates}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                pattern = next((one for one, found in rated.items() if name in found), "")
-                groups[pattern, parameter.ndim >= 2].append(parameter)
-        groups = {key: found for key, found in groups.items() if found}
-        if not groups:
-            raise RecipeError("nothing to train: every parameter is frozen")
-        if idle := sorted(set(self.rates) - {pattern for pattern, _ in groups}):
-            raise RecipeError(
-                f"`rates` names {idle}, which no trained parameter matches that an earlier pattern does not"
-            )
-        with _settings_of("optimizer"):
-            optimizer = self.optimizer(
-                [{"params": found} | ({} if decays else {"weight_decay": 0.0}) for (_, decays), found in groups.items()]
-            )
-        if bad := [group["lr"] for group in optimizer.param_groups if not math.isfinite(group["lr"])]:
-            raise RecipeError(f"model.optimizer: the learning rate is {bad[0]}; set a number, such as lr: 1.0e-3")
-        for group, (pattern, _) in zip(optimizer.param_groups, groups, strict=True):
-            if pattern in self.rates:
-                group["lr"] = group["lr"] * self.rates[pattern]
+        optimizer = built_optimizer(self, self.optimizer, self.rates)
         if self.scheduler is None:
             return optimizer
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
-        with _settings_of("scheduler"):
-            scheduler = self.scheduler(optimizer)
-        if self.rates:
-            _check_ratios(rates, optimizer, scheduler)
+        scheduler = built_scheduler(self.scheduler, optimizer, keeps_ratios=bool(self.rates))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ---- rows ---------------------------------------------------------------------------------------------------
@@ -389,16 +358,6 @@ def _parameters(objective: Objective | None) -> dict[str, nn.Parameter]:
     return dict(objective.named_parameters()) if isinstance(objective, nn.Module) else {}
 
 
-def _check_ratios(rates: Sequence[float], optimizer: torch.optim.Optimizer, scheduler: object) -> None:
-    """Raise RecipeError if a scheduler set the rates of the groups itself, in other ratios than `rates` had put them."""
-    now = [float(group["lr"]) for group in optimizer.param_groups]
-    if not all(math.isclose(rates[0] * lr, now[0] * rate, rel_tol=1e-6) for rate, lr in zip(rates, now, strict=True)):
-        raise RecipeError(
-            f"`rates` has no effect under {type(scheduler).__name__}, which sets the rate of every parameter itself: take a "
-            "scheduler that multiplies the optimizer's rate, such as WarmupCosine, or leave `rates` out"
-        )
-
-
 def _is_finite(value: Tensor, infinities: bool = False) -> bool:
     if not value.is_floating_point():
         return True
@@ -417,33 +376,6 @@ def _checkpointed(module: EmbeddingModule, chunk: Inputs) -> Embedding:
         return tuple(getattr(e, name) for name in _PARTS)
 
     return Embedding(*checkpoint(run, use_reentrant=False))  # type: ignore[arg-type]  # a vector there always is
-
-
-@contextmanager
-def _settings_of(part: str) -> Iterator[None]:
-    """What torch says of settings that a recipe gives, as a RecipeError that names the part."""
-    try:
-        yield
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise RecipeError(f"model.{part}: {error}") from error
-
-
-def _matching(pattern: str, names: Iterable[str], option: str) -> list[str]:
-    """The names that a pattern matches from their start. Warns if it ends inside of some and at the end of a part of others:
-    `image` also matches `image_head`.
-    """
-    found = {name: match.end() for name in names if (match := re.match(pattern, plain(name)))}
-    cut = sorted(name for name, end in found.items() if re.fullmatch(r"\w\w", plain(name)[end - 1 : end + 1]))
-    if cut and len(cut) < len(found):
-        whole = min(set(found) - set(cut))
-        warnings.warn(
-            ZooWarning(
-                f"`{option}`: the pattern '{pattern}' matches '{cut[0]}' as well as '{whole}', because it ends inside of a "
-                f"name; write '{pattern}[.]' for that part alone, or '{pattern}.*' if all are meant"
-            ),
-            stacklevel=2,
-        )
-    return list(found)
 
 
 def _named(ids: Sequence[str], most: int = 8) -> str:
