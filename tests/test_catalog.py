@@ -168,6 +168,12 @@ def test_a_folder_that_is_not_there_is_one_warning(folder: Path, monkeypatch) ->
     assert found == ["first", "small"] and len(messages) == 1 and f"{folder}-gone" in messages[0]
 
 
+def test_hidden_files_are_no_recipes(folder: Path) -> None:
+    (folder / "._small.yaml").write_bytes(b"\0\5\x16\7")  # macOS
+    found, messages = warned(catalog.list_models)
+    assert found == ["first", "small"] and not messages
+
+
 def test_broken_files_are_one_warning_per_place(folder: Path) -> None:
     (folder / "torn.yaml").write_text("card: {title: [")
     (folder / "empty.yaml").write_text("")

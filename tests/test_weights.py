@@ -269,6 +269,12 @@ def test_layouts(tmp_path: Path) -> None:
         weight_files(tmp_path / "empty")
 
 
+def test_hidden_files_are_no_weights(tmp_path: Path) -> None:
+    for name in ("only.safetensors", "._only.safetensors"):
+        (tmp_path / name).write_bytes(save(TENSORS))
+    assert weight_files(tmp_path) == [tmp_path / "only.safetensors"]
+
+
 def test_an_index_cannot_point_outside(tmp_path: Path) -> None:
     inside = tmp_path / "in"
     inside.mkdir()

@@ -139,7 +139,7 @@ def _index() -> dict[str, tuple[Path, str]]:
     """Name -> (file, who brought it), over the whole search path."""
     found: dict[str, tuple[Path, str]] = {}
     for folder, origin in _folders():
-        for path in sorted(folder.glob("*.yaml")):
+        for path in sorted(folder.glob("[!.]*.yaml")):
             if path.stem not in found:
                 found[path.stem] = path, origin
             elif path.resolve() != found[path.stem][0].resolve():

@@ -156,7 +156,7 @@ def weight_files(folder: Path) -> list[Path]:
                 return [_existing(folder / name, str(index)) for name in shards_of(index)]
             if (folder / f"{stem}.{suffix}").is_file():
                 return [folder / f"{stem}.{suffix}"]
-    found = sorted(folder.glob("*.safetensors"))
+    found = sorted(folder.glob("[!.]*.safetensors"))
     if len(found) != 1:
         listed = ", ".join(p.name for p in found) or "none"
         raise WeightsError(

@@ -49,6 +49,11 @@ def test_one_negative_of_each_window(captions: Path) -> None:
     assert drawn == set(range(1, 36))
 
 
+def test_hidden_files_are_no_data(captions: Path) -> None:
+    (captions / "data" / "._train-00000-of-00002.parquet").write_bytes(b"\0\5\x16\7")  # macOS
+    assert len(AbcCaptions(str(captions), "/pictures")) == 50
+
+
 def test_a_draw_is_a_function_of_its_arguments(captions: Path) -> None:
     one, other = (AbcCaptions(str(captions), "/pictures") for _ in range(2))
     assert one.draw(3, random.Random(5)) == other.draw(3, random.Random(5))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zoo.data.left_out import LeftOutWarning
-from zoo.data.patterns import braces, expand
+from zoo.data.patterns import braces, expand, has_files
 from zoo.errors import RecipeError, ZooError
 
 
@@ -82,6 +82,14 @@ def test_compressed_files_of_a_folder_are_named(tmp_path: Path) -> None:
         LeftOutWarning, match=r"1 usable files; left out: 2 compressed files.* \(C\.TAR\.ZST, b\.tar\.gz\)"
     ):
         assert expand(str(tmp_path), ".tar") == [tmp_path / "a.tar"]
+
+
+def test_hidden_files_are_none_of_a_folder(tmp_path: Path) -> None:
+    """macOS leaves `._a.tar` beside `a.tar` on disks that are not its own."""
+    for name in ("a.tar", "._a.tar", "._b.jsonl"):
+        (tmp_path / name).touch()
+    assert expand(str(tmp_path), ".tar") == [tmp_path / "a.tar"] == expand(f"{tmp_path}/*.tar", ".tar")
+    assert has_files(tmp_path, (".tar",)) and not has_files(tmp_path, (".jsonl",))
 
 
 def test_endings_in_capitals(tmp_path: Path) -> None:

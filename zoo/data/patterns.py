@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from zoo.data.left_out import LeftOut
@@ -43,8 +43,10 @@ def expand(patterns: str | Sequence[str], ending: str) -> list[Path]:
 
 
 def files_in(folder: Path, endings: Sequence[str]) -> list[Path]:
-    """The files of a folder with these endings, sorted. Compressed ones are counted and named in a warning."""
-    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings and file.is_file())
+    """The files of a folder with these endings, sorted. Compressed ones are counted and named in a warning, hidden ones
+    passed over, as a shell does: macOS leaves `._x.tar` beside `x.tar` on other disks.
+    """
+    found = sorted(filter(Path.is_file, _called(folder, endings)))
     left_out = LeftOut()
     for file in sorted(folder.iterdir()):
         name, packed = os.path.splitext(file.name.lower())
@@ -52,6 +54,15 @@ def files_in(folder: Path, endings: Sequence[str]) -> list[Path]:
             left_out.note("compressed files, which are not read: unpack them", file.name)
     left_out.warn(folder.name, len(found), "files")
     return found
+
+
+def has_files(folder: Path, endings: Sequence[str]) -> bool:
+    """Whether a folder has files that `files_in` would find."""
+    return any(map(Path.is_file, _called(folder, endings)))
+
+
+def _called(folder: Path, endings: Sequence[str]) -> Iterator[Path]:
+    return (file for file in folder.iterdir() if file.suffix.lower() in endings and not file.name.startswith("."))
 
 
 def _files(pattern: str, ending: str) -> list[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zoo.data.pairs import Record, RecordSource, image_name, read_captions, read_picture
-from zoo.data.patterns import braces, expand
+from zoo.data.patterns import braces, expand, has_files
 from zoo.data.sources.folder import CaptionedImages, Captions
 from zoo.data.sources.record_files import check_columns
 from zoo.data.text_files import JsonLines, check_unicode
@@ -156,5 +156,5 @@ def open_records(
 def _holds(folder: Path, place: str, ending: str) -> bool:
     """Whether a folder has files with this ending, or a pattern is for such files."""
     if folder.is_dir():
-        return any(file.suffix.lower() == ending for file in folder.iterdir())
+        return has_files(folder, (ending,))
     return braces(place)[0].lower().endswith(ending)

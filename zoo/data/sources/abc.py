@@ -130,7 +130,7 @@ def _read(folder: Path, columns: list[str] | None) -> pyarrow.Table:
     import pyarrow
     from pyarrow import parquet
 
-    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
+    files = sorted(folder.glob("[!.]*.parquet")) or sorted(folder.glob("data/[!.]*.parquet"))
     if not files:
         raise ZooError(f"there are no parquet files in {folder} or {folder / 'data'}; copy the data repository there")
     try:

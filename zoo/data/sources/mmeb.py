@@ -16,6 +16,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Literal
 
+from zoo.data.patterns import has_files
 from zoo.data.source import Source, TaskSource
 from zoo.data.sources.record_files import SUFFIXES, Records
 from zoo.errors import SampleError, UnknownNameError, ZooError
@@ -157,7 +158,7 @@ class MmebEval(TaskSource):
         instructions: Literal["joined", "apart"] = "joined",
     ) -> None:
         given = [Path(path).expanduser() for path in paths]
-        if len(given) == 1 and given[0].is_dir() and not _data_files(given[0]):
+        if len(given) == 1 and given[0].is_dir() and not has_files(given[0], SUFFIXES):
             given = subset_folders(given[0])
         self.paths, self.images, self.split, self.pooled = given, Path(images).expanduser(), split, pooled
         self.joined = instructions == "joined"
@@ -252,7 +253,7 @@ def subset_folders(path: Path, names: list[str] | None = None) -> list[Path]:
     """The folders of a folder that hold data files, or those of these names. ZooError if there are none."""
     if not path.is_dir():
         raise ZooError(f"there is no folder {path}")
-    found = sorted(folder for folder in path.iterdir() if folder.is_dir() and _data_files(folder))
+    found = sorted(folder for folder in path.iterdir() if folder.is_dir() and has_files(folder, SUFFIXES))
     if names is not None:
         known = [folder.name for folder in found]
         for name in names:
@@ -262,10 +263,6 @@ def subset_folders(path: Path, names: list[str] | None = None) -> list[Path]:
     if not found:
         raise ZooError(f"no folder in {path} holds Parquet or JSONL files")
     return found
-
-
-def _data_files(folder: Path) -> bool:
-    return any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
 
 
 def _targets(records: Records, row: int) -> list[tuple[str, str]]:
