@@ -136,7 +136,7 @@ def test_adapter_targets_that_match_nothing_are_refused(tmp_path: Path) -> None:
         (Item(text="  "), "sample 7.*text is empty"),
         (Item(), "sample 7.*nothing to embed"),
         (Item(instruction="find"), "sample 7.*an instruction but no text, image or place"),
-        (Item(text="a <|image_pad|> b"), "sample 7.*picture token"),
+        (Item(text="a <|image_pad|> b"), "sample 7.*image token"),
         (Item(images=(picture(900, 4),)), "sample 7.*aspect ratio"),
     ],
 )
