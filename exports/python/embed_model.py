@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ class Embedder:
         return found[:, [name not in left_out for name in items]], left_out
 
     def _is_single(self, items: Any) -> bool:
-        return is_single(items, self._export.sources)
+        return is_single(items, self._export.sources) or not isinstance(items, Iterable)
 
     def _encoded(
         self,

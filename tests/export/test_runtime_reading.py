@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.errors import ZooError
+from zoo.errors import SampleError, ZooError
 from zoo.export.folder import import_runtime
 from zoo.vectors.rows import open_rows
 from zoo.vectors.run import embed_rows
@@ -173,6 +173,13 @@ def test_what_is_no_image_is_named_in_one_line(
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("thing", [5, None, [5], 2.5])
+def test_what_is_nothing_to_embed_is_named(thing: Any, model: Any, runtime: ModuleType, embedder: Any) -> None:
+    for refused, encode in ((runtime.EmbedError, model.encode), (SampleError, embedder.encode)):
+        with pytest.raises(refused, match=r"^item 0: a \w+ can't be embedded; give a"):
+            encode(thing)
 
 
 @pytest.mark.parametrize("size", [0, -1])
