@@ -308,6 +308,29 @@ def test_fitting_from_a_bundle_runs_none_of_its_code(place: Path, tmp_path: Path
     assert not (tmp_path / "canary").exists()
 
 
+SECTIONS: dict[str, dict[str, Any]] = {
+    "a callback": {"trainer": {"callbacks": [{"class_path": "evil.X"}]}},
+    "a logger": {"trainer": {"logger": {"class_path": "evil.X"}}},
+    "a plug-in of the trainer": {"trainer": {"plugins": ["evil.X"]}},
+    "data": {"data": {"class_path": "evil.X"}},
+    "a source": {"data": {"class_path": "EmbeddingData", "init_args": {"train": [{"class_path": "evil.X"}]}}},
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_no_section_of_a_bundles_recipe_runs_code(
+    command: str, section: str, place: Path, tmp_path: Path, started_in: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of it goes to the parser where the recipe itself is named."""
+    with_argument(place, "objective", "InfoNCE")
+    recipe = yaml.safe_load((place / "recipe.yaml").read_text("utf-8"))
+    rewritten(place, yaml.safe_dump({"data": {"class_path": "EmbeddingData"}} | recipe | SECTIONS[section]))
+    assert main([command, "--config", str(place / "recipe.yaml"), "--run_dir", str(tmp_path / "run")]) != 0
+    assert "names 'evil', which is never run" in capsys.readouterr().err
+    assert not (tmp_path / "canary").exists()
+
+
 # ---- the folder that Python was started in --------------------------------------------------------------------------
 
 FAKES = """

@@ -35,12 +35,14 @@ class CommandLine:
     """arguments: for the parser. recipe: the first recipe file. name: of the run.
 
     stale: keys of the card that only layers state which a later one gave other data or another start.
+    bundle: the folder of the last bundle whose recipe is among the layers; its data and trainer are to run no code.
     """
 
     arguments: list[str]
     recipe: Path
     name: str
     stale: frozenset[str] = frozenset()
+    bundle: Path | None = None
 
 
 @dataclass
@@ -52,6 +54,7 @@ class _Layer:
     file: Path | None = None
     name: str = ""
     builds: bool = False
+    bundle: Path | None = None
 
 
 def read_command_line(subcommand: str, argv: Sequence[str]) -> CommandLine:
@@ -86,7 +89,8 @@ def read_command_line(subcommand: str, argv: Sequence[str]) -> CommandLine:
         known |= layer.values | dict(_flat(gone))
     if start and _place(start) != start:
         arguments += ["--start", _place(start)]
-    return CommandLine(arguments, files[0] if files else _UNSTATED, name or _UNSTATED.stem, frozenset(stale))
+    bundle = next((layer.bundle for layer in reversed(layers) if layer.bundle is not None), None)
+    return CommandLine(arguments, files[0] if files else _UNSTATED, name or _UNSTATED.stem, frozenset(stale), bundle)
 
 
 def _options(argv: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
@@ -126,7 +130,7 @@ def _file(path: Path) -> _Layer:
         layer.name = path.absolute().parent.name
     if path.name == RECIPE and is_bundle(path.parent):
         layer.name, recipe = recipe_of(f"path:{path.parent}")
-        layer.arguments = _config(recipe)
+        layer.arguments, layer.bundle = _config(recipe), path.parent
     elif _names_bundle_files(content):
         raise RecipeError(
             f"{path} names files of a bundle (bundle:...), but does not lie in one; copy the whole bundle"

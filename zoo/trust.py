@@ -29,7 +29,7 @@ LIBRARIES = ("torch.nn", "torch.optim", "timm.optim")
 _WITH_PROMPTS = ("open_clip",)  # lists of prompts
 
 # what the parser may go on importing while it reads a recipe from elsewhere
-_OF_THE_PARSER = ("torch", "lightning", "jsonargparse")
+_OF_THE_PARSER = ("torch", "lightning", "jsonargparse", "argcomplete")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _DATA = (bool, int, float, complex, str, bytes, Path, Enum)
 

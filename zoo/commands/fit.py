@@ -8,7 +8,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -20,6 +20,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from zoo import trust
 from zoo.bundle import RECIPE, check_place, clear_leftovers, is_bundle, write_bundle
 from zoo.callbacks.checkpoint_files import CheckpointFiles
 from zoo.callbacks.checkpointing import BestCheckpoint, ResumableCheckpoint
@@ -71,12 +72,23 @@ class ZooCLI(LightningCLI):
         parser.add_lightning_class_args(Predictions, "predictions")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Say the first cause of what does not fit, with the nearest right name."""
-        try:
-            super().parse_arguments(parser, args)
-        except ArgumentError as error:
-            options = [option for action in self._parser(args[0])._actions for option in action.option_strings]
-            raise explain(error, self.line.name, options) from error
+        """Say the first cause of what does not fit, with the nearest right name.
+
+        With a bundle's recipe, nothing is imported that a bundle may not name, in any of its sections (see `zoo.trust`).
+        """
+        none: list[str] = []
+        sealed = trust.sealed() if self.line.bundle else nullcontext(none)
+        with self._trust(), sealed as refused:
+            try:
+                super().parse_arguments(parser, args)
+            except ArgumentError as error:
+                if refused:
+                    raise trust.refusal(refused[0]) from error
+                options = [option for action in self._parser(args[0])._actions for option in action.option_strings]
+                raise explain(error, self.line.name, options) from error
+
+    def _trust(self) -> AbstractContextManager[None]:
+        return trust.elsewhere(self.line.bundle) if self.line.bundle else nullcontext()
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint says nothing about the recipe; Lightning would build whatever class it names."""
@@ -109,7 +121,8 @@ class ZooCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """What a part says of its settings, without the parser's list of all that it tried."""
         try:
-            super().instantiate_classes()
+            with self._trust():
+                super().instantiate_classes()
         except Exception as error:  # of any library; ZOO_TRACEBACK=1 shows where it came from
             raise explain_built(error, self.line.name) from error
 
