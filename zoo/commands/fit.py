@@ -41,7 +41,7 @@ from zoo.module import EmbeddingModule
 from zoo.nn.start import reads_its_own, recipe_without_pretrained, start_from, without_pretrained
 from zoo.parsing import explain, explain_built
 from zoo.recipe import Card, read_recipe
-from zoo.registry import import_parts
+from zoo.registry import import_parts, without_working_folder
 
 EXIT_SOME_BAD = 3  # as of `zoo embed`: items that `zoo predict` could not use
 EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells have it
@@ -121,7 +121,7 @@ class ZooCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """What a part says of its settings, without the parser's list of all that it tried."""
         try:
-            with self._trust():
+            with self._trust(), without_working_folder() if self.line.bundle else nullcontext():
                 super().instantiate_classes()
         except Exception as error:  # of any library; ZOO_TRACEBACK=1 shows where it came from
             raise explain_built(error, self.line.name) from error
