@@ -331,6 +331,18 @@ def test_no_section_of_a_bundles_recipe_runs_code(
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.parametrize("section", [name for name, value in SECTIONS.items() if "data" in value])
+def test_a_bundles_recipe_whose_data_is_cached_runs_no_code(
+    section: str, place: Path, tmp_path: Path, started_in: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_argument(place, "objective", "InfoNCE")
+    recipe = yaml.safe_load((place / "recipe.yaml").read_text("utf-8"))
+    rewritten(place, yaml.safe_dump(recipe | SECTIONS[section]))
+    assert main(["cache", "--config", str(place / "recipe.yaml"), "--folder", str(tmp_path / "latents")]) != 0
+    assert "names 'evil', which is never run" in capsys.readouterr().err
+    assert not (tmp_path / "canary").exists()
+
+
 # ---- the folder that Python was started in --------------------------------------------------------------------------
 
 FAKES = """

@@ -124,6 +124,11 @@ def write_bundle(
     return place
 
 
+def bundle_around(recipe: Path) -> Path | None:
+    """The bundle whose recipe this file is; None = it is none's."""
+    return recipe.parent if recipe.name == RECIPE and is_bundle(recipe.parent) else None
+
+
 def check_place(folder: str | Path) -> Path:
     """Where a bundle is to be written. ZooError if something else is there."""
     place = Path(folder).expanduser().absolute()

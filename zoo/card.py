@@ -72,7 +72,7 @@ def card_text(name: str, recipe: Mapping[str, Any], parameters: int, metrics: Ma
     lines += _table("Measured", metrics or {}) + _table("Results of the recipe", card.get("results") or {})
     if card.get("notes"):
         lines += ["", str(card["notes"]).strip()]
-    lines += ["", "## Use", "", "```python", "import zoo", "", f'model = zoo.load("path:{name}")  # this folder']
+    lines += ["", "## Use", "", "```python", "import zoo", "", 'model = zoo.load("path:FOLDER")  # this folder']
     lines += ['queries = model.encode_query(["a text"])', "```", ""]
     lines += ["`recipe.yaml` builds and trains the model; `bundle.json` holds the sha256 of every file.", ""]
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import catalog
-from zoo.bundle import RECIPE, is_bundle
+from zoo.bundle import RECIPE, bundle_around
 from zoo.errors import RecipeError
 from zoo.files import user_path
 from zoo.loading import recipe_of
@@ -128,9 +128,9 @@ def _file(path: Path) -> _Layer:
     layer = _Layer(["--config", str(path)], dict(_flat(content)), path, path.stem, builds)
     if path.name == RECIPE and (path.parent / "checkpoints").is_dir():
         layer.name = path.absolute().parent.name
-    if path.name == RECIPE and is_bundle(path.parent):
-        layer.name, recipe = recipe_of(f"path:{path.parent}")
-        layer.arguments, layer.bundle = _config(recipe), path.parent
+    if (bundle := bundle_around(path)) is not None:
+        layer.name, recipe = recipe_of(f"path:{bundle}")
+        layer.arguments, layer.bundle = _config(recipe), bundle
     elif _names_bundle_files(content):
         raise RecipeError(
             f"{path} names files of a bundle (bundle:...), but does not lie in one; copy the whole bundle"

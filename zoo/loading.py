@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from zoo import catalog, trust
 from zoo.building import build_model as build_model  # also found here
 from zoo.building import built_for_weights, tried_and_written_out
-from zoo.bundle import RECIPE, Bundle, is_bundle, read_bundle
+from zoo.bundle import Bundle, bundle_around, is_bundle, read_bundle
 from zoo.convert.transformers_folder import load_folder
 from zoo.embedder import Embedder
 from zoo.errors import RecipeError, WeightsError, ZooError
@@ -122,8 +122,8 @@ def recipe_of(name: str) -> tuple[str, dict[str, Any]]:
 def recipe_at(file: Path) -> Recipe:
     """A recipe file. One that lies in a bundle is called like it and names its files. Raises as `load`."""
     recipe = read_recipe(file)
-    if file.name == RECIPE and is_bundle(file.parent):
-        name, raw = recipe_of(f"path:{file.parent}")
+    if (bundle := bundle_around(file)) is not None:
+        name, raw = recipe_of(f"path:{bundle}")
         return replace(recipe, name=name, raw=raw)
     return recipe
 

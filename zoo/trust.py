@@ -142,6 +142,31 @@ def sealed() -> Iterator[list[str]]:
         _refused.reset(token)
 
 
+@contextmanager
+def parsing(bundle: Path | None) -> Iterator[None]:
+    """Within, a recipe is parsed: of a bundle, what it may not name is a WeightsError. None = the user's own recipe."""
+    if bundle is None:
+        yield
+        return
+    with elsewhere(bundle), sealed() as refused:
+        try:
+            yield
+        except Exception as error:  # the parser says in its own way what it could not import
+            if refused:
+                raise refusal(refused[0]) from error
+            raise
+
+
+@contextmanager
+def making(bundle: Path | None) -> Iterator[None]:
+    """Within, the parts that a parsed recipe describes are made."""
+    if bundle is None:
+        yield
+        return
+    with elsewhere(bundle), without_working_folder():
+        yield
+
+
 class _Seal(MetaPathFinder):
     """Asked first whenever this process imports a module that it does not have yet."""
 

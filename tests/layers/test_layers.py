@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "weights",
     },
     # use
-    "comparison": {"callbacks", "catalog", "files", "loading", "metrics", "progress", "recipe"},
+    "comparison": {"bundle", "callbacks", "catalog", "files", "metrics", "progress", "recipe"},
     "bundle": {"card", "recipe", "weights"},
     "export": {"bundle", "data", "files", "machine", "progress", "weights"},
     "items": {"data"},

@@ -60,14 +60,16 @@ def run(args: argparse.Namespace) -> int:
 def _fill(args: argparse.Namespace) -> list[Filled]:
     import sys
 
+    from zoo.bundle import bundle_around
     from zoo.callbacks.latent_caching import check_module
     from zoo.catalog import find_path
     from zoo.data.listing import list_data
     from zoo.latents import fill
     from zoo.loading import recipe_at
 
-    recipe = recipe_at(find_path(args.config))
-    module, data, settings = _built(recipe.raw, recipe.name)
+    path = find_path(args.config)
+    recipe = recipe_at(path)
+    module, data, settings = _built(recipe.raw, recipe.name, bundle_around(path))
     check_module(module)
     listings = list_data(data)  # before weights are read: what can't be listed is refused at once
     module.setup("fit")
@@ -83,11 +85,12 @@ def _fill(args: argparse.Namespace) -> list[Filled]:
     )
 
 
-def _built(raw: dict[str, Any], name: str) -> tuple[Any, Any, Any]:
-    """Model, data and the section `cache` of a recipe. RecipeError names what does not fit."""
+def _built(raw: dict[str, Any], name: str, bundle: Path | None) -> tuple[Any, Any, Any]:
+    """Model, data and the section `cache` of a recipe, which may be a bundle's. RecipeError names what does not fit."""
     from jsonargparse import ArgumentError, ArgumentParser
     from lightning.pytorch import seed_everything
 
+    from zoo import trust
     from zoo.callbacks.latent_caching import LatentCaching
     from zoo.data.datamodule import EmbeddingData
     from zoo.module import EmbeddingModule
@@ -104,13 +107,15 @@ def _built(raw: dict[str, Any], name: str) -> tuple[Any, Any, Any]:
     parser.add_argument("--seed_everything", type=int, default=0)
     sections = ("model", "data", "cache", "seed_everything")
     try:
-        settings = parser.parse_object({name: raw[name] for name in sections if raw.get(name)})
+        with trust.parsing(bundle):
+            settings = parser.parse_object({name: raw[name] for name in sections if raw.get(name)})
     except ArgumentError as error:
         raise explain(error, name) from error
     # as in a fit: encoders with random weights are then the same ones
     seed_everything(settings.seed_everything, verbose=False)
     try:
-        built = parser.instantiate(settings)
+        with trust.making(bundle):
+            built = parser.instantiate(settings)
     except Exception as error:  # constructors of libraries raise what they like
         raise explain_built(error, name) from error
     return built.model, built.data, built.cache

@@ -8,7 +8,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from zoo import trust
-from zoo.bundle import RECIPE, check_place, clear_leftovers, is_bundle, write_bundle
+from zoo.bundle import bundle_around, check_place, clear_leftovers, write_bundle
 from zoo.callbacks.checkpoint_files import CheckpointFiles
 from zoo.callbacks.checkpointing import BestCheckpoint, ResumableCheckpoint
 from zoo.callbacks.evaluation import RetrievalEvaluation
@@ -41,7 +41,7 @@ from zoo.module import EmbeddingModule
 from zoo.nn.start import reads_its_own, recipe_without_pretrained, start_from, without_pretrained
 from zoo.parsing import explain, explain_built
 from zoo.recipe import Card, read_recipe
-from zoo.registry import import_parts, without_working_folder
+from zoo.registry import import_parts
 
 EXIT_SOME_BAD = 3  # as of `zoo embed`: items that `zoo predict` could not use
 EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells have it
@@ -76,19 +76,12 @@ class ZooCLI(LightningCLI):
 
         With a bundle's recipe, nothing is imported that a bundle may not name, in any of its sections (see `zoo.trust`).
         """
-        none: list[str] = []
-        sealed = trust.sealed() if self.line.bundle else nullcontext(none)
-        with self._trust(), sealed as refused:
-            try:
+        try:
+            with trust.parsing(self.line.bundle):
                 super().parse_arguments(parser, args)
-            except ArgumentError as error:
-                if refused:
-                    raise trust.refusal(refused[0]) from error
-                options = [option for action in self._parser(args[0])._actions for option in action.option_strings]
-                raise explain(error, self.line.name, options) from error
-
-    def _trust(self) -> AbstractContextManager[None]:
-        return trust.elsewhere(self.line.bundle) if self.line.bundle else nullcontext()
+        except ArgumentError as error:
+            options = [option for action in self._parser(args[0])._actions for option in action.option_strings]
+            raise explain(error, self.line.name, options) from error
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint says nothing about the recipe; Lightning would build whatever class it names."""
@@ -121,7 +114,7 @@ class ZooCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """What a part says of its settings, without the parser's list of all that it tried."""
         try:
-            with self._trust(), without_working_folder() if self.line.bundle else nullcontext():
+            with trust.making(self.line.bundle):
                 super().instantiate_classes()
         except Exception as error:  # of any library; ZOO_TRACEBACK=1 shows where it came from
             raise explain_built(error, self.line.name) from error
@@ -216,9 +209,9 @@ class ZooCLI(LightningCLI):
         from zoo.loading import load_weights
 
         name, recipe = self.line.name, self.line.recipe
-        if recipe.name == RECIPE and is_bundle(recipe.parent):
-            print(f"no --ckpt_path given: these are the weights of the bundle {recipe.parent}")
-            load_weights(self.model, recipe, recipe.parent)
+        if (bundle := bundle_around(recipe)) is not None:
+            print(f"no --ckpt_path given: these are the weights of the bundle {bundle}")
+            load_weights(self.model, recipe, bundle)
             return
         weights = self.config[stage].card.get("weights")
         if not weights:
@@ -260,7 +253,9 @@ class ZooCLI(LightningCLI):
             recipe = read_recipe(run_dir / "recipe.yaml").raw
             metrics = self._measured(step)
             folder = write_bundle(self.model, recipe, run_dir / "bundle", name=self.line.name, metrics=metrics)
-            print(f"\nuse it:    {example_of_use(folder, recipe, self._caption())}")
+            why = f", the best by {best.monitor}" if best.best_model_path else ", the last"
+            print(f"\nbundle:    {folder} (step {step}{why})")
+            print(f"use it:    {example_of_use(folder, recipe, self._caption())}")
 
     def _caption(self) -> str:
         """A text of the training data, to search for."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
+from zoo.bundle import bundle_around
 from zoo.catalog import find_path
 from zoo.errors import RecipeError
 from zoo.files import replacing
-from zoo.loading import recipe_at
-from zoo.recipe import Recipe
+from zoo.recipe import Recipe, read_recipe
 
 RESULTS = "results-test.json"  # as zoo.callbacks.results_file names it
 LOG = "log.txt"
@@ -110,11 +110,11 @@ def plan(names: Sequence[str], out: Path, *, data: str = "", seeds: int = 3, ste
     """
     if seeds < 1 or (steps is not None and steps < 1):
         raise RecipeError(f"--seeds {seeds}, --steps {steps}: give numbers of at least 1")
-    recipes = [recipe_at(find_path(name)) for name in names]
+    recipes = [_own_recipe(name) for name in names]
     twice = [name for name, count in Counter(recipe.name for recipe in recipes).items() if count > 1]
     if twice:
         raise RecipeError(f"two recipes are called '{twice[0]}': rename one file, the stem is the name in the table")
-    source = recipe_at(find_path(data)) if data else recipes[0]
+    source = _own_recipe(data) if data else recipes[0]
     if not isinstance(source.raw.get("data"), dict):
         raise RecipeError(f"recipe '{source.name}' has no `data:` section: name one that has, with --data")
     ours = str(source.raw["data"].get("class_path", "")).rpartition(".")[2] == "EmbeddingData"
@@ -131,6 +131,17 @@ def plan(names: Sequence[str], out: Path, *, data: str = "", seeds: int = 3, ste
         out=out,
         configs={recipe.name: _merged(recipe, source, steps) for recipe in recipes},
     )
+
+
+def _own_recipe(name: str) -> Recipe:
+    """A recipe file or an entry. What is written for a run is trained as the user's own recipe, which a bundle's is not."""
+    path = find_path(name)
+    if bundle_around(path) is not None:
+        raise RecipeError(
+            f"{path} is the recipe of a bundle, which is not compared, since it may come from anywhere: name an entry, or "
+            "the recipe.yaml of the run that wrote the bundle"
+        )
+    return read_recipe(path)
 
 
 def _merged(recipe: Recipe, source: Recipe, steps: int | None) -> dict[str, Any]:

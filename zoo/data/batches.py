@@ -58,10 +58,16 @@ class TrainingBatches:
         skipped: list[str] = []
         try:
             if not self.skip:
-                return Made(self.processor([self._sample(draw) for draw in keys]))
+                return Made(self._all(keys))
             return Made(self._whole([self._usable(draw, skipped) for draw in keys], keys, skipped), skipped=skipped)
         except ZooError as error:
             return Made(error=str(error), skipped=skipped)
+
+    def _all(self, keys: list[Draw]) -> Batch:
+        try:
+            return self.processor([self._sample(draw) for draw in keys])
+        except SampleError as error:
+            raise SampleError(f"{error} (data.init_args.on_bad_sample: skip trains on the others)") from error
 
     def _sample(self, draw: Draw) -> Sample:
         rng = random.Random(draw.seed)
