@@ -69,7 +69,7 @@ FITS = {
 }
 
 
-@pytest.mark.parametrize(("name", "fit"), itertools.product(FILES, FITS))
+@pytest.mark.parametrize(("name", "fit"), list(itertools.product(FILES, FITS)))
 def test_bands_give_the_pixels_of_the_whole(name: str, fit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     colours = {"background": (10, 200, 90), "fit": FITS[fit]}
     whole = open_image(FILES[name], "x", **colours)

@@ -172,7 +172,7 @@ def test_zeros_without_end_are_not_read(tmp_path: Path) -> None:
     [
         (b"", "is no tar file"),
         (b"hello" * 300, "is no tar file"),
-        (gzip.compress(bytes(9999)), r"is compressed \(gzip\).*unpack it"),
+        (gzip.compress(bytes(9999), mtime=0), r"is compressed \(gzip\).*unpack it"),
         (bz2.compress(bytes(9999)), r"is compressed \(bzip2\)"),
         (b"\x28\xb5\x2f\xfd" + bytes(600), r"is compressed \(zstd\)"),
     ],

@@ -71,7 +71,7 @@ def chosen(recipe: Recipe) -> Any:
     return pytest.param(recipe, id=recipe.name, marks=() if recipe.name in ALWAYS else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("recipe", map(chosen, SMALL))
+@pytest.mark.parametrize("recipe", [chosen(recipe) for recipe in SMALL])
 def test_a_step_and_its_bundle(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`zoo fit` for one step on small batches; what its bundle gives is what was trained."""
     check_start(recipe)
