@@ -331,6 +331,19 @@ def test_no_section_of_a_bundles_recipe_runs_code(
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_text_that_is_read_while_parts_are_made_imports_nothing(
+    command: str, place: Path, tmp_path: Path, started_in: str
+) -> None:
+    """The trainer's profiler may be a text, which only its constructor looks at."""
+    with_argument(place, "objective", "InfoNCE")
+    recipe = yaml.safe_load((place / "recipe.yaml").read_text("utf-8"))
+    trainer = {"trainer": {"profiler": "{class_path: evil.X}"}}
+    rewritten(place, yaml.safe_dump({"data": {"class_path": "EmbeddingData"}} | recipe | trainer))
+    assert main([command, "--config", str(place / "recipe.yaml"), "--run_dir", str(tmp_path / "run")]) != 0
+    assert not (tmp_path / "canary").exists()
+
+
 @pytest.mark.parametrize("section", [name for name, value in SECTIONS.items() if "data" in value])
 def test_a_bundles_recipe_whose_data_is_cached_runs_no_code(
     section: str, place: Path, tmp_path: Path, started_in: str, capsys: pytest.CaptureFixture[str]

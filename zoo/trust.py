@@ -155,6 +155,8 @@ def parsing(bundle: Path | None) -> Iterator[None]:
             if refused:
                 raise refusal(refused[0]) from error
             raise
+        if refused:  # the parser found another reading, which whoever makes the parts might read again
+            raise refusal(refused[0])
 
 
 @contextmanager
